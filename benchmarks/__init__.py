@@ -1,0 +1,1 @@
+"""Measurements of whole training steps, sparse beside dense. Run from a checkout."""
