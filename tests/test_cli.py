@@ -1,0 +1,132 @@
+"""`dsgc demo` and `benchmarks`, with settings so small that they take seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import run as benchmarks
+from benchmarks.workloads import WORKLOADS, Workload
+from dsgc import zoo
+from dsgc.cli import app
+from dsgc.demo import DemoOptions, DemoResult, DigitsNet, Side, load_digits
+
+TINY = ["--epochs", "1", "--batch-size", "256", "--rounds", "1", "--width", "0.25"]
+SMALL = ["--batch", "2", "--width", "0.125", "--rounds", "1", "--warmup", "0", "--threads", "1"]
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_demo_prints_json(backend: str) -> None:
+    result = CliRunner().invoke(app, ["demo", "--json", "--backend", backend, *TINY])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert figures["options"]["sparsity"] == 0.8
+    for side in ("dense", "sparse"):
+        assert 0 <= figures[side]["accuracy"] <= 1
+        assert figures[side]["step_seconds"] > 0
+        assert figures[side]["kept_bytes"] > 0
+        assert figures[side]["multiply_adds"] > 0
+    assert figures["dense"]["sparsity"] is None
+    assert figures["dense"]["search"] == 0
+
+
+def test_demo_prints_both_sides() -> None:
+    result = CliRunner().invoke(app, ["demo", "--backend", "reference", *TINY])
+    assert result.exit_code == 0, result.output
+    for text in ("dense", "sparse", "accuracy", "kept for backward", "multiply-adds"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsity", "1.5"], "sparsity"),
+        (["--batch-size", "100000"], "batch size"),
+    ],
+)
+def test_demo_says_what_is_impossible(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["demo", *arguments])
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_demo_says_when_scikit_learn_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 1
+    assert "dsgc[demo]" in result.stderr
+
+
+def test_help_names_the_options() -> None:
+    result = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "120", "NO_COLOR": "1"})
+    assert result.exit_code == 0
+    for option in ("sparsity", "epochs", "batch-size", "threads", "seed", "backend", "json"):
+        assert option in result.stdout
+
+
+def result_with(dense_seconds: float, sparse_seconds: float, sparsity: float | None) -> DemoResult:
+    """A result with made-up figures."""
+    left = Side(0.99, dense_seconds, (0.0, 0.0), 4_000, 100, 0, None)
+    right = Side(0.98, sparse_seconds, (0.0, 0.0), 1_000, 20, 5, sparsity)
+    return DemoResult(DemoOptions(), 1, left, right)
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (result_with(0.2, 0.1, 0.8), "2.00x faster"),
+        (result_with(0.1, 0.2, 0.8), "does not pay"),
+        (result_with(0.1, 0.2, None), "never faster"),
+    ],
+)
+def test_the_table_says_which_is_faster(result: DemoResult, text: str) -> None:
+    assert text in str(result.table().caption)
+
+
+def test_digits_are_split_by_seed() -> None:
+    digits, again, other = load_digits(0), load_digits(0), load_digits(1)
+    assert digits.train_images.shape == (1437, 1, 16, 16)
+    assert digits.test_images.shape == (360, 1, 16, 16)
+    assert torch.equal(digits.test_labels, again.test_labels)
+    assert not torch.equal(digits.test_labels, other.test_labels)
+    assert abs(float(digits.train_images.mean())) < 1e-3
+
+
+def test_digits_network_takes_any_image_size() -> None:
+    model = DigitsNet(0.25).eval()
+    assert model(torch.randn(2, 1, 8, 8)).shape == model(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_benchmark_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmarks.main(["--json", "--backend", "reference", *SMALL], network="vgg8")
+    (figures,) = json.loads(capsys.readouterr().out)
+    assert figures["name"] == "vgg8-w0.125-b2-s80"
+    assert figures["threads"] == 1
+    assert figures["speedup"] > 0
+    assert figures["dense"]["multiply_adds"]["done"] == figures["dense"]["multiply_adds"]["dense"]
+
+
+def test_benchmark_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmarks.main(["dsg_resnet8-b64-s80", "--backend", "reference", *SMALL])
+    printed = capsys.readouterr().out
+    for text in ("dsg_resnet8", "forward", "backward", "optimizer", "kept for backward"):
+        assert text in printed
+
+
+def test_benchmark_rows_have_names_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmarks.main(["--list"])
+    names = capsys.readouterr().out.split()
+    assert len(set(names)) == len(WORKLOADS)
+    assert {workload.network for workload in WORKLOADS} <= set(zoo.NAMES)
+    with pytest.raises(SystemExit):
+        benchmarks.main(["nonsense"])
+
+
+def test_workload_changes_leave_out_what_is_not_given() -> None:
+    workload = Workload("vgg8", batch=8).with_changes(batch=None, sparsity=0.5)
+    assert (workload.batch, workload.sparsity) == (8, 0.5)
+    assert workload.name == "vgg8-b8-s50"
