@@ -1,0 +1,169 @@
+"""Tracing: what stays dense and why, with the user's file and line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from dsgc.errors import TraceError
+from dsgc.trace import CallShape, Traced, trace, user_line
+
+
+def traced(model: nn.Module, *args: Any, **kwargs: Any) -> Traced:
+    call, _ = CallShape.of(model, args, kwargs)
+    return trace(model, "", call)
+
+
+def targets(graph: fx.GraphModule) -> list[str]:
+    return [str(n.target) for n in graph.graph.nodes if n.op == "call_module"]
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class DependsOnData(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class DependsOnMode(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x + 1 if self.training else x
+
+
+class DropsByFunction(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.5, training=self.training)
+
+
+class Chain(nn.Module):
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first = Block()
+        self.middle = middle
+        self.last = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x)))  # type: ignore[no-any-return]
+
+
+X = torch.randn(2, 4, 3, 3)
+
+
+def test_layers_are_leaves_and_results_are_the_same() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Dropout(), Block()).eval()
+    result = traced(model, X)
+    assert targets(result.graph_module) == ["0", "1", "2", "3.conv"]
+    assert result.untraced == {}
+    torch.testing.assert_close(result.graph_module(X), model(X))
+
+
+def test_control_flow_on_data_becomes_a_dense_leaf_with_file_and_line() -> None:
+    result = traced(Chain(DependsOnData()), X)
+    assert targets(result.graph_module) == ["first.conv", "middle", "last.conv"]
+    reason = result.untraced["middle"]
+    line = DependsOnData.forward.__code__.co_firstlineno + 2
+    assert f"{__file__}:{line}" in reason
+    assert "if x.sum() > 0:" in reason
+
+
+def test_reading_training_becomes_a_dense_leaf() -> None:
+    model = Chain(DependsOnMode())
+    result = traced(model, X)
+    assert targets(result.graph_module) == ["first.conv", "middle", "last.conv"]
+    assert "training" in result.untraced["middle"]
+    assert __file__ in result.untraced["middle"]
+    assert all(module.training for module in model.modules())
+
+
+def test_functional_dropout_follows_its_module() -> None:
+    model = Chain(DropsByFunction())
+    result = traced(model, X)
+    assert result.untraced == {}
+    assert targets(result.graph_module)[1] == "middle.conv"
+    model.eval()
+    torch.testing.assert_close(result.graph_module(X), model(X))
+    model.train()
+    assert (result.graph_module(X) != result.graph_module(X)).any()
+
+
+def test_untraceable_model_raises() -> None:
+    with pytest.raises(TraceError, match=r"DependsOnData cannot be traced.*sum"):
+        traced(DependsOnData(), X)
+
+
+def test_model_that_reads_training_raises() -> None:
+    with pytest.raises(TraceError, match="training than in eval"):
+        traced(DependsOnMode(), X)
+
+
+def test_innermost_module_is_blamed() -> None:
+    inner = nn.Sequential(Chain(DependsOnData()))
+    assert list(traced(Chain(inner), X).untraced) == ["middle.0.middle"]
+
+
+def test_part_of_a_model_keeps_qualified_names() -> None:
+    model = Chain(nn.Sequential(Block(), nn.ReLU()))
+    call, _ = CallShape.of(model.middle, (X,), {})
+    graph = trace(model, "middle", call).graph_module
+    assert targets(graph) == ["middle.0.conv", "middle.1"]
+    call, _ = CallShape.of(model.first.conv, (X,), {})
+    assert targets(trace(model, "first.conv", call).graph_module) == ["first.conv"]
+
+
+class ManyInputs(nn.Module):
+    def forward(
+        self, x: Tensor, pair: tuple[Tensor, Tensor], scale: float = 2.0, bias: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        y = x * scale + pair[0] - pair[1]
+        return {"y": y if bias is None else y + bias}
+
+
+def test_inputs_of_any_structure() -> None:
+    model, pair = ManyInputs(), (X + 1, X + 2)
+    for args, kwargs in [
+        ((X, pair), {}),
+        ((X, pair, 3.0), {}),
+        ((X,), {"pair": pair, "bias": X}),
+    ]:
+        call, tensors = CallShape.of(model, args, kwargs)
+        result = trace(model, "", call).graph_module(*tensors)
+        torch.testing.assert_close(result, model(*args, **kwargs))
+
+
+def test_nodes_know_the_line_of_the_user() -> None:
+    graph = traced(Block(), X).graph_module.graph
+    line = Block.forward.__code__.co_firstlineno + 1
+    conv = next(node for node in graph.nodes if node.op == "call_module")
+    assert user_line(conv) == f"{__file__}:{line}"
+
+
+def test_parameters_used_directly() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((), 3.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    model = nn.Sequential(Scaled())
+    call, _ = CallShape.of(model[0], (X,), {})
+    for path in ("", "0"):
+        graph = trace(model, path, call).graph_module
+        torch.testing.assert_close(graph(X), X * 3)
+        assert dict(graph.named_parameters())["0.scale"] is model[0].scale
