@@ -1,0 +1,101 @@
+"""Reference kernels of drs_scores, select_winners and select_above."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsgc.ops.layout import ceil_div, conv_output_size, mask_to_selection
+from dsgc.ops.reference.activation import unpack
+
+__all__ = ["block_scores", "drs_scores", "select_above", "select_winners"]
+
+
+def block_scores(estimate: Tensor, block: int) -> Tensor:
+    """Scores [P, blocks] of estimates [N, K, H, W]: relu summed over blocks, raw for block 1."""
+    rows = estimate.permute(0, 2, 3, 1).flatten(0, 2)
+    if block == 1:
+        return rows.contiguous()
+    channels = rows.shape[1]
+    blocks = ceil_div(channels, block)
+    padded = F.pad(rows.relu(), (0, blocks * block - channels))
+    return padded.view(-1, blocks, block).sum(2)
+
+
+def drs_scores(
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    size: Sequence[int],
+    projection: Tensor,
+    projected: Tensor,
+    out_channels: int,
+    block: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Scores [P, blocks] of the convolution's outputs, estimated in the projected space.
+
+    Pixel form: projection [C, d], projected [R*S, d, Kp] with Kp >= K. Window form (as published):
+    projection [C*R*S, k] in the order of `unfold`, projected [k, K].
+    """
+    dense = unpack(x, index, rowptr, scale, shift, act, size)
+    height, width = conv_output_size(size, kernel, stride, padding, dilation)
+    matrix = projection.to(x.dtype)
+    if projected.dim() == 2:
+        windows = F.unfold(dense, kernel, dilation, padding, stride).transpose(1, 2)
+        estimate = (windows @ matrix) @ projected.to(x.dtype)
+        estimate = estimate.transpose(1, 2).view(-1, out_channels, height, width)
+        return block_scores(estimate, block)
+    pixels = torch.einsum("nchw,cd->ndhw", dense, matrix)
+    taps = projected[..., :out_channels].to(x.dtype).permute(2, 1, 0)
+    weight = taps.reshape(out_channels, -1, kernel[0], kernel[1])
+    return block_scores(F.conv2d(pixels, weight, None, stride, padding, dilation), block)
+
+
+def select_winners(
+    scores: Tensor, winners: int, out_size: Sequence[int], tile: Sequence[int], bits: bool
+) -> tuple[Tensor, Tensor]:
+    """The `winners` best blocks of every tile, for all of its positions; ties go to the lower block
+    id.
+
+    NaN counts as infinity. A tile's score is the sum over its positions; tiles at the lower and
+    right edge may be smaller. Raises ValueError unless 1 <= winners <= blocks.
+    """
+    positions, blocks = scores.shape
+    if not 1 <= winners <= blocks:
+        raise ValueError(f"{winners} winners of {blocks} blocks")
+    height, width = out_size
+    down, across = ceil_div(height, tile[0]), ceil_div(width, tile[1])
+    batch = positions // (height * width)
+    maps = scores.view(batch, height, width, blocks)
+    fill = (0, 0, 0, across * tile[1] - width, 0, down * tile[0] - height)
+    tiles = F.pad(maps, fill).view(batch, down, tile[0], across, tile[1], blocks).sum((2, 4))
+    # A sum of infinities of both signs is NaN as well: so NaN is replaced after summing.
+    tiles = tiles.masked_fill(tiles.isnan(), torch.inf)
+    best = torch.sort(tiles, dim=-1, descending=True, stable=True).indices[..., :winners]
+    mask = torch.zeros_like(tiles, dtype=torch.bool).scatter(-1, best, True)
+    mask = mask.repeat_interleave(tile[0], 1).repeat_interleave(tile[1], 2)[:, :height, :width]
+    return mask_to_selection(mask.permute(0, 3, 1, 2), bits)
+
+
+def select_above(
+    scores: Tensor, threshold: Tensor, strict: bool, bits: bool
+) -> tuple[Tensor, Tensor]:
+    """The blocks of scores [P, blocks] at or above their sample's threshold [N], or, if strict,
+    above it.
+
+    The strict form is the published rule: a score of exactly zero is never selected by it.
+    """
+    positions, blocks = scores.shape
+    batch = threshold.shape[0]
+    maps = scores.view(batch, positions // max(batch, 1), 1, blocks)
+    limit = threshold.view(batch, 1, 1, 1)
+    mask = (maps > limit) & (maps != 0) if strict else maps >= limit
+    return mask_to_selection(mask.permute(0, 3, 1, 2), bits)
