@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The first example of a test may compile kernels: time says nothing about right or wrong.
+settings.register_profile("dsgc", deadline=None)
+settings.load_profile("dsgc")
 
 
 @pytest.fixture(autouse=True)

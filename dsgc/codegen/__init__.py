@@ -1,0 +1,36 @@
+"""Generated kernels: the only part of dsgc that imports TVM, and only when a kernel is not in the
+cache.
+
+:func:`cpu_kernels` defines the operators of ``torch.ops.dsgc_cpu``.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from dsgc.errors import KernelError
+
+__all__ = ["cpu_kernels"]
+
+
+@functools.cache
+def cpu_kernels() -> torch.library.Library:
+    """Defines ``torch.ops.dsgc_cpu`` once; kernels are built, or taken from the cache, when first
+    called.
+
+    Raises:
+        KernelError: if the packages that build and load kernels are missing.
+    """
+    try:
+        from dsgc.codegen.cache import KernelCache
+        from dsgc.codegen.cpu import Libraries, kernels
+    except ImportError as error:
+        raise KernelError(
+            f"generated kernels need apache-tvm and apache-tvm-ffi ({error}); install them with "
+            "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1"
+        ) from error
+    from dsgc.ops import register
+
+    return register("dsgc_cpu", kernels(Libraries(KernelCache())))

@@ -1,0 +1,76 @@
+"""Compiles a family of kernels with TVM, through the disk cache."""
+
+from __future__ import annotations
+
+import functools
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dsgc.codegen.cache import KernelCache, content_key
+from dsgc.codegen.families import Family
+from dsgc.codegen.target import CpuTarget, host_target
+
+__all__ = ["build_library", "compile_family", "write_object"]
+
+
+def compile_family(family: Family, target: CpuTarget) -> Any:
+    """The family compiled for ``target``: a ``tvm.runtime.Executable``.
+
+    ``compile_family(...).mod.inspect_source("asm")`` shows the machine code.
+    """
+    # TVM would otherwise pin the calling thread to a core the first time its own pool starts.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    import tvm
+
+    functions = {f.attrs["global_symbol"]: f for f in family.functions(target)}
+    return tvm.compile(tvm.IRModule(functions), target=target.tvm())
+
+
+def write_object(family: Family, target: CpuTarget, path: Path) -> None:
+    """Writes the family as an object file, also for a CPU that is not this machine's."""
+    compile_family(family, target).mod.write_to_file(str(path))
+
+
+def build_library(family: Family, cache: KernelCache) -> Path:
+    """Path of the family's shared object for this machine, compiled if the cache does not hold it.
+
+    Raises:
+        KernelError: if it cannot be compiled or written.
+    """
+    key = content_key(family.name, _sources(), _versions(), _host_identity())
+    return cache.get(
+        key, lambda path: compile_family(family, host_target()).export_library(str(path))
+    )
+
+
+@functools.cache
+def _sources() -> str:
+    """Everything the generated code depends on: the templates themselves."""
+    here = Path(__file__).parent
+    files = sorted(
+        [*here.glob("kernels/*.py"), here / "families.py", here / "target.py", here / "tiles.py"]
+    )
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+@functools.cache
+def _versions() -> str:
+    return " ".join(metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi"))
+
+
+@functools.cache
+def _host_identity() -> str:
+    """The CPU's model and feature flags, read without importing TVM (which takes seconds)."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return " ".join(platform.uname())
+    wanted = ("model name", "cpu family", "model", "flags", "Features", "CPU part")
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    return platform.machine() + "".join(
+        f"{key.strip()}={value.strip()};" for key, value in found.items() if key.strip() in wanted
+    )

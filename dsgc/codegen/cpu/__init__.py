@@ -1,0 +1,36 @@
+"""Operators of namespace ``dsgc_cpu``: the schemas of :mod:`dsgc.ops`, carried out by generated
+kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from dsgc.codegen.cpu import activation, convolution, pooling, selection
+from dsgc.codegen.cpu.libraries import Libraries
+
+__all__ = ["Libraries", "kernels"]
+
+_OPERATORS: tuple[Callable[..., Any], ...] = (
+    activation.activate,
+    activation.activate_backward,
+    activation.pack,
+    activation.unpack,
+    activation.unpack_backward,
+    activation.batch_stats,
+    activation.batch_stats_backward,
+    convolution.conv2d,
+    convolution.conv2d_backward,
+    pooling.pool2d,
+    pooling.pool2d_backward,
+    selection.drs_scores,
+    selection.select_winners,
+    selection.select_above,
+)
+
+
+def kernels(libraries: Libraries) -> Mapping[str, Callable[..., Any]]:
+    """Every operator by name, bound to ``libraries``."""
+    return {operator.__name__: partial(operator, libraries) for operator in _OPERATORS}

@@ -1,0 +1,298 @@
+"""Generated kernels behind activate, pack, unpack and batch_stats, and their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsgc.codegen import families
+from dsgc.codegen.cpu.layout import (
+    Selection,
+    blocks_of,
+    check_float32,
+    dense_rows,
+    every_block,
+    limits,
+    new_dense,
+    selection,
+    tasks_for,
+)
+from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.tiles import DENSE_BLOCK
+from dsgc.ops.layout import ceil_div
+from dsgc.ops.spec import Activation
+
+__all__ = [
+    "activate",
+    "activate_backward",
+    "apply",
+    "apply_backward",
+    "as_dense",
+    "batch_stats",
+    "batch_stats_backward",
+    "channel_totals",
+    "pack",
+    "padded_source",
+    "unpack",
+    "unpack_backward",
+]
+
+_INFINITY = float("inf")
+
+
+def apply(libraries: Libraries, x: Tensor, index: Tensor, source: Activation) -> Tensor:
+    """The activated values of packed ``x`` [nnz, b]; ``x`` itself if there is nothing to do."""
+    if source.act == "identity":
+        return x
+    block, channels = x.shape[1], source.size[0]
+    out = torch.empty_like(x)
+    libraries(families.blocked(block), f"activate_{block}")(
+        x,
+        index,
+        blocks_of(source.scale, channels, block, 1.0),
+        blocks_of(source.shift, channels, block),
+        out,
+        *limits(source.act),
+    )
+    return out
+
+
+def apply_backward(
+    libraries: Libraries, grad: Tensor, x: Tensor, index: Tensor, source: Activation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dscale, dshift) of :func:`apply`, for packed tensors."""
+    if source.act == "identity":
+        return grad, grad.new_empty(0), grad.new_empty(0)
+    block, channels = x.shape[1], source.size[0]
+    scale = blocks_of(source.scale, channels, block, 1.0)
+    dx = torch.empty_like(x)
+    partial = torch.empty((tasks_for(x.shape[0]), 2, *scale.shape), dtype=torch.float32)
+    libraries(families.blocked(block), f"activate_backward_{block}")(
+        grad,
+        x,
+        index,
+        scale,
+        blocks_of(source.shift, channels, block),
+        dx,
+        partial,
+        *limits(source.act),
+    )
+    if source.scale is None:
+        return dx, grad.new_empty(0), grad.new_empty(0)
+    sums = partial.sum(0).view(2, -1)[:, :channels]
+    return dx, sums[0].clone(), sums[1].clone()
+
+
+def _as_packed(x: Tensor) -> tuple[Tensor, Selection]:
+    """A dense [N, C, H, W] as packed values with every block selected, tail lanes zero."""
+    rows = dense_rows(x)
+    positions, channels = rows.shape
+    blocks = ceil_div(channels, DENSE_BLOCK)
+    if channels % DENSE_BLOCK:
+        padded = rows.new_zeros(positions, blocks * DENSE_BLOCK)
+        padded[:, :channels] = rows
+        rows = padded
+    return rows.view(-1, DENSE_BLOCK), every_block(positions, blocks)
+
+
+def as_dense(values: Tensor, batch: int, size: Sequence[int]) -> Tensor:
+    """The inverse of :func:`_as_packed`: a view where channels fill whole blocks, else a copy."""
+    channels, height, width = size
+    lanes = ceil_div(channels, DENSE_BLOCK) * DENSE_BLOCK
+    dense = values.view(batch, height, width, lanes).permute(0, 3, 1, 2)
+    if lanes == channels:
+        return dense
+    return new_dense(batch, size).copy_(dense[:, :channels])
+
+
+def activate(libraries: Libraries, *arguments: object) -> Tensor:
+    """``dsgc::activate``."""
+    source = Activation(*arguments)  # type: ignore[arg-type]
+    check_float32(source.x)
+    if source.index is None or source.rowptr is None:
+        values, chosen = _as_packed(source.x)
+        out = apply(libraries, values, chosen.ids, source)
+        return as_dense(out, source.x.shape[0], source.size)
+    x = source.x.contiguous()
+    chosen = selection(libraries, source.index, source.rowptr)
+    out = apply(libraries, x, chosen.ids, source)
+    return out.clone() if out.data_ptr() == source.x.data_ptr() else out
+
+
+def activate_backward(
+    libraries: Libraries, grad: Tensor, *arguments: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dsgc::activate_backward``."""
+    source = Activation(*arguments)  # type: ignore[arg-type]
+    check_float32(source.x)
+    if source.index is None or source.rowptr is None:
+        values, chosen = _as_packed(source.x)
+        upstream, _ = _as_packed(grad)
+        dx, dscale, dshift = apply_backward(libraries, upstream, values, chosen.ids, source)
+        return as_dense(dx, source.x.shape[0], source.size), dscale, dshift
+    chosen = selection(libraries, source.index, source.rowptr)
+    upstream = grad.contiguous()
+    dx, dscale, dshift = apply_backward(
+        libraries, upstream, source.x.contiguous(), chosen.ids, source
+    )
+    return dx.clone() if dx is grad else dx, dscale, dshift
+
+
+def pack(libraries: Libraries, x: Tensor, index: Tensor, rowptr: Tensor, block: int) -> Tensor:
+    """``dsgc::pack``."""
+    check_float32(x)
+    rows = dense_rows(x)
+    chosen = selection(libraries, index, rowptr)
+    blocks = ceil_div(rows.shape[1], block)
+    if rows.shape[1] % block:
+        rows = torch.nn.functional.pad(rows, (0, blocks * block - rows.shape[1]))
+    values = torch.empty((chosen.ids.shape[0], block), dtype=torch.float32)
+    libraries(families.blocked(block), f"pack_{block}")(
+        rows.view(-1, blocks, block), *chosen, values
+    )
+    return values
+
+
+def padded_source(libraries: Libraries, source: Activation) -> Tensor:
+    """The activated input as rows [P + 1, width], ``width`` whole vectors; padding and the last row
+    are zero.
+    """
+    if source.index is None or source.rowptr is None:
+        values, chosen = _as_packed(source.x)
+    else:
+        values = source.x.contiguous()
+        chosen = selection(libraries, source.index, source.rowptr)
+    multiple = max(DENSE_BLOCK, values.shape[1])
+    width = ceil_div(source.size[0], multiple) * multiple
+    out = torch.empty((chosen.positions + 1, width), dtype=torch.float32)
+    _scatter(libraries, values, chosen, source, out)
+    return out
+
+
+def _scatter(
+    libraries: Libraries, values: Tensor, chosen: Selection, source: Activation, out: Tensor
+) -> None:
+    block, channels = values.shape[1], source.size[0]
+    libraries(families.blocked(block), f"unpack_{block}")(
+        values,
+        *chosen,
+        blocks_of(source.scale, channels, block, 1.0),
+        blocks_of(source.shift, channels, block),
+        out,
+        *limits(source.act),
+    )
+
+
+def unpack(libraries: Libraries, *arguments: object) -> Tensor:
+    """``dsgc::unpack``."""
+    source = Activation(*arguments)  # type: ignore[arg-type]
+    if source.index is None or source.rowptr is None:
+        return activate(libraries, *arguments)
+    check_float32(source.x)
+    channels, height, width = source.size
+    block = source.x.shape[1]
+    chosen = selection(libraries, source.index, source.rowptr)
+    batch = chosen.positions // (height * width)
+    out = new_dense(batch, source.size)
+    if channels % block == 0:
+        rows = out.permute(0, 2, 3, 1).view(-1, channels)
+        _scatter(libraries, source.x.contiguous(), chosen, source, rows)
+        return out
+    padded = torch.empty((chosen.positions, ceil_div(channels, block) * block))
+    _scatter(libraries, source.x.contiguous(), chosen, source, padded)
+    out.permute(0, 2, 3, 1).copy_(padded[:, :channels].view(batch, height, width, channels))
+    return out
+
+
+def unpack_backward(
+    libraries: Libraries, grad: Tensor, *arguments: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dsgc::unpack_backward``."""
+    source = Activation(*arguments)  # type: ignore[arg-type]
+    if source.index is None or source.rowptr is None:
+        return activate_backward(libraries, grad, *arguments)
+    block = source.x.shape[1]
+    upstream = pack(libraries, grad, source.index, source.rowptr, block)
+    chosen = selection(libraries, source.index, source.rowptr)
+    return apply_backward(libraries, upstream, source.x.contiguous(), chosen.ids, source)
+
+
+def channel_totals(
+    libraries: Libraries, x: Tensor, index: Tensor, center: Tensor, low: float
+) -> Tensor:
+    """Sums of ``max(x, low) - center`` and of its square over all slots: [2, blocks, b]."""
+    block = x.shape[1]
+    partial = torch.empty((tasks_for(x.shape[0]), 2, *center.shape), dtype=torch.float32)
+    libraries(families.blocked(block), f"channel_sums_{block}")(x, index, center, partial, low)
+    return partial.sum(0)
+
+
+def batch_stats(
+    libraries: Libraries,
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    size: Sequence[int],
+    relu: bool,
+    over: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dsgc::batch_stats``: two passes, so that a mean far from zero costs no precision."""
+    check_float32(x)
+    channels, low = size[0], 0.0 if relu else -_INFINITY
+    if index is None or rowptr is None:
+        values, chosen = _as_packed(x)
+    else:
+        values, chosen = x.contiguous(), selection(libraries, index, rowptr)
+    block = values.shape[1]
+    blocks = ceil_div(channels, block)
+    active = torch.bincount(chosen.ids, minlength=blocks).to(torch.float32)
+    stored = active.repeat_interleave(block).view(blocks, block)
+    count = stored if over == "active" else torch.full_like(stored, float(chosen.positions))
+    safe = count.clamp(min=1.0)
+    zero = torch.zeros_like(safe)
+    mean = channel_totals(libraries, values, chosen.ids, zero, low)[0] / safe
+    first, second = channel_totals(libraries, values, chosen.ids, mean, low)
+    # Entries that are not stored are zeros: each lies -mean away from the mean.
+    missing = count - stored
+    offset = (first - missing * mean) / safe
+    var = (second + missing * mean * mean) / safe - offset * offset
+    flat = (mean, var.clamp(min=0.0), count)
+    mean, var, count = (value.reshape(-1)[:channels].clone() for value in flat)
+    return mean, var, count
+
+
+def batch_stats_backward(
+    libraries: Libraries,
+    dmean: Tensor,
+    dvar: Tensor,
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    mean: Tensor,
+    count: Tensor,
+    size: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    """``dsgc::batch_stats_backward``."""
+    check_float32(x)
+    dense = index is None or rowptr is None
+    if index is None or rowptr is None:
+        values, chosen = _as_packed(x)
+    else:
+        values, chosen = x.contiguous(), selection(libraries, index, rowptr)
+    block = values.shape[1]
+    inverse = torch.where(count > 0, 1.0 / count, torch.zeros_like(count))
+    factor = 2.0 * dvar * inverse
+    offset = dmean * inverse - factor * mean
+    out = torch.empty_like(values)
+    libraries(families.blocked(block), f"channel_affine_{block}")(
+        values,
+        chosen.ids,
+        blocks_of(factor, size[0], block),
+        blocks_of(offset, size[0], block),
+        out,
+        0.0 if relu else -_INFINITY,
+    )
+    return as_dense(out, x.shape[0], size) if dense else out

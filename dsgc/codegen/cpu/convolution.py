@@ -1,0 +1,371 @@
+"""Generated kernels behind conv2d and its gradient: which kernel runs for which forms of input and
+output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsgc.codegen import families
+from dsgc.codegen.cpu.activation import (
+    activate_backward,
+    apply,
+    apply_backward,
+    as_dense,
+    channel_totals,
+    padded_source,
+)
+from dsgc.codegen.cpu.layout import (
+    Geometry,
+    Lists,
+    Selection,
+    blocks_of,
+    by_block,
+    check_float32,
+    every_block,
+    new_dense,
+    selection,
+)
+from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.tiles import DENSE_BLOCK, GROUP, NEURON_LANES
+from dsgc.ops.layout import ceil_div, conv_output_size
+from dsgc.ops.spec import Activation
+
+__all__ = ["conv2d", "conv2d_backward"]
+
+_TILE_BYTES = 1 << 18  # of source rows that should stay in the second-level cache
+_INFINITY = float("inf")
+
+
+def _neuron_tile(width: int) -> int:
+    return max(64, _TILE_BYTES // (4 * width))
+
+
+def _blocked_weight(
+    libraries: Libraries, weight: Tensor, bi: int, bo: int, blocks: int | None = None
+) -> Tensor:
+    """``weight`` [K, C, R, S] as [K / bo, R * S, C / bi, bi, bo], zero beyond K; ``blocks`` asks
+    for more of K / bo.
+    """
+    flat = weight.detach().flatten(2)
+    outputs, inputs, taps = flat.shape
+    out = torch.empty((blocks or ceil_div(outputs, bo), taps, ceil_div(inputs, bi), bi, bo))
+    libraries(_weight_family(bi, bo), f"block_weights_{bi}_{bo}")(flat, out)
+    return out
+
+
+def _plain_weight(libraries: Libraries, blocked: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`_blocked_weight`, contiguous, shaped like ``like``."""
+    bi, bo = blocked.shape[3:]
+    out = torch.empty(like.shape, dtype=torch.float32)
+    libraries(_weight_family(bi, bo), f"unblock_weights_{bi}_{bo}")(blocked, out.flatten(2))
+    return out
+
+
+def _weight_family(bi: int, bo: int) -> families.Family:
+    if bo == 1:
+        return families.neuron()
+    return families.dense(bo) if bi == 1 else families.convolution(bi, bo)
+
+
+def _packed_convolution(
+    libraries: Libraries,
+    x: Tensor,
+    chosen: Selection,
+    weight: Tensor,
+    bias: Tensor | None,
+    lists: Lists,
+    slots: int,
+    geometry: Geometry,
+    block: int,
+) -> Tensor:
+    """Packed ``x`` through ``weight`` [K, C, R, S] into the slots of ``lists``: [slots, block]."""
+    bi = x.shape[1]
+    blocked = _blocked_weight(libraries, weight, bi, block)
+    out = torch.empty((slots, block), dtype=torch.float32)
+    name = f"packed_convolution_{bi}_{block}" + ("_divided" if geometry.divided else "")
+    libraries(families.convolution(bi, block), name)(
+        x,
+        *chosen,
+        blocked,
+        blocks_of(bias, weight.shape[0], block),
+        *lists,
+        out,
+        *geometry.arguments(True),
+    )
+    return out
+
+
+def _neuron_convolution(
+    libraries: Libraries,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lists: Lists,
+    slots: int,
+    geometry: Geometry,
+) -> Tensor:
+    """Dense ``rows`` [P + 1, width] through ``weight`` into single neurons: [slots, 1]."""
+    blocked = _blocked_weight(libraries, _pad_inputs(weight, rows.shape[1]), NEURON_LANES, 1)
+    out = torch.empty((slots, 1), dtype=torch.float32)
+    libraries(families.neuron(), "neuron_convolution")(
+        rows.view(rows.shape[0], -1, NEURON_LANES),
+        blocked.view(*blocked.shape[:4]),
+        blocks_of(bias, weight.shape[0], 1).view(-1),
+        *lists,
+        out.view(-1),
+        *geometry.arguments(True),
+    )
+    return out
+
+
+def _forward_geometry(
+    source: Activation,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Geometry:
+    kernel = weight.shape[2:]
+    target = conv_output_size(source.size, kernel, stride, padding, dilation)
+    return Geometry.forward(source.size[1:], target, kernel, stride, padding, dilation)
+
+
+def conv2d(
+    libraries: Libraries,
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    size: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    y_index: Tensor,
+    y_rowptr: Tensor,
+    block: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """``dsgc::conv2d``."""
+    check_float32(x)
+    check_float32(weight)
+    source = Activation(x, index, rowptr, scale, shift, act, size)
+    geometry = _forward_geometry(source, weight, stride, padding, dilation)
+    outputs = weight.shape[0]
+    target = selection(libraries, y_index, y_rowptr)
+    slots = target.ids.shape[0]
+    if block == 1:
+        rows = padded_source(libraries, source)
+        lists = by_block(libraries, target, outputs, _neuron_tile(rows.shape[1]))
+        return _neuron_convolution(libraries, rows, weight, bias, lists, slots, geometry)
+    lists = by_block(libraries, target, ceil_div(outputs, block))
+    if index is None or rowptr is None:
+        rows = padded_source(libraries, source)
+        return _dense_convolution(libraries, rows, weight, bias, lists, slots, geometry, block)
+    chosen = selection(libraries, index, rowptr)
+    values = apply(libraries, x.contiguous(), chosen.ids, source)
+    return _packed_convolution(
+        libraries, values, chosen, weight, bias, lists, slots, geometry, block
+    )
+
+
+def _dense_convolution(
+    libraries: Libraries,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lists: Lists,
+    slots: int,
+    geometry: Geometry,
+    block: int,
+) -> Tensor:
+    padded = _pad_inputs(weight, rows.shape[1])
+    out = torch.empty((slots, block), dtype=torch.float32)
+    libraries(families.dense(block), f"dense_convolution_{block}")(
+        rows,
+        _blocked_weight(libraries, padded, 1, block).squeeze(3),
+        blocks_of(bias, weight.shape[0], block),
+        *lists,
+        out,
+        *geometry.arguments(False),
+    )
+    return out
+
+
+def _pad_inputs(weight: Tensor, channels: int) -> Tensor:
+    if weight.shape[1] == channels:
+        return weight
+    out = weight.new_zeros((weight.shape[0], channels, *weight.shape[2:]))
+    out[:, : weight.shape[1]] = weight.detach()
+    return out
+
+
+def conv2d_backward(
+    libraries: Libraries,
+    grad: Tensor,
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    size: Sequence[int],
+    weight: Tensor,
+    y_index: Tensor,
+    y_rowptr: Tensor,
+    block: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``dsgc::conv2d_backward``."""
+    check_float32(grad)
+    source = Activation(x, index, rowptr, scale, shift, act, size)
+    geometry = _forward_geometry(source, weight, stride, padding, dilation)
+    target = selection(libraries, y_index, y_rowptr)
+    upstream = grad.contiguous()
+    none = grad.new_empty(0)
+    dx, dscale, dshift, dweight, dbias = none, none, none, none, none
+    if need_weight:
+        dweight = _weight_gradient(libraries, upstream, source, weight, target, geometry)
+    if need_bias:
+        outputs = weight.shape[0]
+        zero = torch.zeros((ceil_div(outputs, block), block))
+        totals = channel_totals(libraries, upstream, target.ids, zero, -_INFINITY)
+        dbias = totals[0].reshape(-1)[:outputs].clone()
+    if need_x:
+        dx, dscale, dshift = _data_gradient(libraries, upstream, source, weight, target, geometry)
+    return dx, dscale, dshift, dweight, dbias
+
+
+def _weight_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    weight: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> Tensor:
+    block, (outputs, inputs) = grad.shape[1], weight.shape[:2]
+    blocks, taps = ceil_div(outputs, block), weight[0, 0].numel()
+    arguments = geometry.arguments(False)
+    if block == 1:
+        rows = padded_source(libraries, source)
+        vectors = rows.shape[1] // NEURON_LANES
+        lists = by_block(libraries, target, outputs, _neuron_tile(rows.shape[1]))
+        out = torch.empty((outputs, taps, vectors, NEURON_LANES))
+        libraries(families.neuron(), "neuron_weight_gradient")(
+            rows.view(-1, vectors, NEURON_LANES), grad.view(-1), *lists, out, *arguments
+        )
+        return _plain_weight(libraries, out.unsqueeze(-1), weight)
+    lists = by_block(libraries, target, blocks)
+    if source.index is None or source.rowptr is None:
+        rows = padded_source(libraries, source)
+        out = torch.empty((blocks, taps, rows.shape[1], block))
+        # One task an output block reads the source least often; more only where threads would idle.
+        splits = 1 if blocks >= 4 * torch.get_num_threads() else taps
+        libraries(families.dense(block), f"dense_weight_gradient_{block}")(
+            rows, grad, *lists, out, splits, *arguments
+        )
+        return _plain_weight(libraries, out.unsqueeze(3)[:, :, :inputs].contiguous(), weight)
+    chosen = selection(libraries, source.index, source.rowptr)
+    values = apply(libraries, source.x.contiguous(), chosen.ids, source)
+    bi = values.shape[1]
+    out = torch.empty((blocks, taps, ceil_div(inputs, bi), bi, block))
+    libraries(families.convolution(bi, block), f"packed_weight_gradient_{bi}_{block}")(
+        values, *chosen, grad, *lists, out, *arguments
+    )
+    return _plain_weight(libraries, out, weight)
+
+
+def _data_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    weight: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Through the convolution and the source's activation; ``geometry`` is the forward one."""
+    swapped = weight.detach().transpose(0, 1)
+    inputs = swapped.shape[0]
+    if source.index is None or source.rowptr is None:
+        dense = _dense_data_gradient(libraries, grad, source, swapped, target, geometry)
+        if source.act == "identity":
+            return dense, grad.new_empty(0), grad.new_empty(0)
+        return activate_backward(libraries, dense, *source)
+    backward = geometry.transposed()
+    chosen = selection(libraries, source.index, source.rowptr)
+    bi, slots = source.x.shape[1], chosen.ids.shape[0]
+    if bi == 1:
+        upstream = Activation(
+            grad, target.ids, target.rowptr, None, None, "identity", (weight.shape[0], 1, 1)
+        )
+        rows = padded_source(libraries, upstream)
+        lists = by_block(libraries, chosen, inputs, _neuron_tile(rows.shape[1]))
+        dx = _neuron_convolution(libraries, rows, swapped, None, lists, slots, backward)
+    else:
+        lists = by_block(libraries, chosen, ceil_div(inputs, bi))
+        dx = _packed_convolution(libraries, grad, target, swapped, None, lists, slots, backward, bi)
+    return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source)
+
+
+def _dense_data_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    swapped: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> Tensor:
+    """The gradient of a dense input, where every channel is a target; ``geometry`` goes from output
+    to input pixels.
+    """
+    batch, (channels, height, width) = source.x.shape[0], source.size
+    block, outputs = grad.shape[1], swapped.shape[1]
+    blocks = ceil_div(outputs, block)
+    if block == 1:
+        return _neuron_data_gradient(
+            libraries, grad, source, swapped, target, geometry.transposed()
+        )
+    lists = by_block(libraries, target, blocks, geometry.target[0] * geometry.target[1])
+    groups = ceil_div(channels, DENSE_BLOCK * GROUP)
+    weight = _blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
+    dx = torch.empty((batch * height * width, groups, GROUP, DENSE_BLOCK))
+    libraries(families.dense(block), f"dense_data_gradient_{block}")(
+        grad, weight, *lists, dx, *geometry.arguments(False)
+    )
+    lanes = groups * GROUP * DENSE_BLOCK
+    dense = dx.view(batch, height, width, lanes).permute(0, 3, 1, 2)
+    return dense if lanes == channels else new_dense(batch, source.size).copy_(dense[:, :channels])
+
+
+def _neuron_data_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    swapped: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> Tensor:
+    """The gradient of a dense input from single neurons: a packed convolution that selects every
+    input block.
+    """
+    batch, (channels, height, width) = source.x.shape[0], source.size
+    blocks = ceil_div(channels, DENSE_BLOCK)
+    everything = every_block(batch * height * width, blocks)
+    lists = by_block(libraries, everything, blocks)
+    slots = everything.ids.shape[0]
+    values = _packed_convolution(
+        libraries, grad, target, swapped, None, lists, slots, geometry, DENSE_BLOCK
+    )
+    return as_dense(values, batch, source.size)

@@ -1,0 +1,200 @@
+"""From operator arguments to what kernels read: plain contiguous float32 and int32 tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsgc.codegen import families
+from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.errors import UnsupportedError
+from dsgc.ops.layout import ceil_div, is_bitmask
+
+__all__ = [
+    "Geometry",
+    "Lists",
+    "Selection",
+    "blocks_of",
+    "by_block",
+    "check_float32",
+    "dense_rows",
+    "every_block",
+    "limits",
+    "new_dense",
+    "selection",
+    "tasks_for",
+]
+
+_INFINITY = float("inf")
+# Slots a list should have: enough positions to pay for fetching a block's weights.
+LIST_LENGTH = 2048
+
+
+class Selection(NamedTuple):
+    """The blocks of every position: ``ids`` int32 [nnz], ascending within a row; ``rowptr`` int32
+    [P + 1].
+    """
+
+    ids: Tensor
+    rowptr: Tensor
+
+    @property
+    def positions(self) -> int:
+        return self.rowptr.shape[0] - 1
+
+
+class Lists(NamedTuple):
+    """Slots sorted by (tile of positions, block); see :mod:`dsgc.codegen.kernels.lists`."""
+
+    start: Tensor
+    slot: Tensor
+    position: Tensor
+
+
+class Geometry(NamedTuple):
+    """How a source pixel is found from a target pixel: ``dsgc.codegen.kernels.convolution``."""
+
+    source: tuple[int, int]
+    target: tuple[int, int]
+    kernel: tuple[int, int]
+    mul: tuple[int, int]
+    off: tuple[int, int]
+    step: tuple[int, int]
+    div: tuple[int, int]
+
+    @classmethod
+    def forward(
+        cls,
+        source: Sequence[int],
+        target: Sequence[int],
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> Geometry:
+        """From an output pixel to the input pixels of its window."""
+        return cls(
+            (source[0], source[1]),
+            (target[0], target[1]),
+            (kernel[0], kernel[1]),
+            (stride[0], stride[1]),
+            (-padding[0], -padding[1]),
+            (dilation[0], dilation[1]),
+            (1, 1),
+        )
+
+    def transposed(self) -> Geometry:
+        """From an input pixel to the output pixels whose windows hold it."""
+        return Geometry(
+            self.target,
+            self.source,
+            self.kernel,
+            (1, 1),
+            (-self.off[0], -self.off[1]),
+            (-self.step[0], -self.step[1]),
+            self.mul,
+        )
+
+    @property
+    def divided(self) -> bool:
+        return self.div != (1, 1)
+
+    def arguments(self, divided: bool) -> tuple[int, ...]:
+        """What kernels take; those that do not divide get no ``div``."""
+        plain = (
+            *self.source,
+            *self.target,
+            self.kernel[1],
+            *self.mul,
+            *self.off,
+            *self.step,
+        )
+        return (*plain, *self.div) if divided else plain
+
+
+def check_float32(x: Tensor) -> None:
+    """Raises UnsupportedError unless ``x`` is a float32 tensor on the CPU."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise UnsupportedError(
+            f"generated kernels take float32 on the CPU, not {x.dtype} on {x.device}; "
+            'convert the model and its inputs, or compile with backend="reference"'
+        )
+
+
+def limits(act: str) -> tuple[float, float]:
+    """The lower bounds before and after the affine part that make up an activation."""
+    low = 0.0 if act == "relu_affine" else -_INFINITY
+    high = 0.0 if act in ("relu", "affine_relu") else -_INFINITY
+    return low, high
+
+
+def blocks_of(vector: Tensor | None, channels: int, block: int, fill: float = 0.0) -> Tensor:
+    """A per-channel vector as ``[blocks, block]``; lanes beyond the last channel are zero; all
+    ``fill`` for None.
+    """
+    blocks = ceil_div(channels, block)
+    if vector is None:
+        return torch.full((blocks, block), fill, dtype=torch.float32)
+    check_float32(vector)
+    if vector.shape[0] == blocks * block and vector.is_contiguous():
+        return vector.view(blocks, block)
+    out = torch.zeros(blocks * block, dtype=torch.float32)
+    out[:channels] = vector
+    return out.view(blocks, block)
+
+
+def selection(libraries: Libraries, index: Tensor, rowptr: Tensor) -> Selection:
+    """A selection of either form as lists."""
+    rowptr = rowptr.contiguous()
+    if not is_bitmask(index):
+        return Selection(index.contiguous(), rowptr)
+    out = torch.empty(int(rowptr[-1]), dtype=torch.int32)
+    libraries(families.lists(), "expand_bits")(index.contiguous(), rowptr, out)
+    return Selection(out, rowptr)
+
+
+def every_block(positions: int, blocks: int) -> Selection:
+    """The selection of all blocks everywhere: how a dense map looks to a packed kernel."""
+    index = torch.arange(blocks, dtype=torch.int32).repeat(positions)
+    rowptr = torch.arange(0, (positions + 1) * blocks, blocks, dtype=torch.int32)
+    return Selection(index, rowptr)
+
+
+def by_block(
+    libraries: Libraries, chosen: Selection, blocks: int, tile: int | None = None
+) -> Lists:
+    """Lists of the slots of every block, cut into tiles of positions (by default as many as fill
+    lists well).
+    """
+    index, rowptr = chosen
+    slots, positions = index.shape[0], chosen.positions
+    if tile is None:
+        tile = max(256, LIST_LENGTH * positions * blocks // max(slots, 1))
+    tiles = ceil_div(positions, tile)
+    counts = torch.empty((tiles, blocks), dtype=torch.int32)
+    libraries(families.lists(), "count_lists")(index, rowptr, counts, tile)
+    start = torch.zeros(tiles * blocks + 1, dtype=torch.int32)
+    torch.cumsum(counts.view(-1), 0, dtype=torch.int32, out=start[1:])
+    cursor = start[:-1].clone().view(tiles, blocks)
+    slot = torch.empty(slots, dtype=torch.int32)
+    position = torch.empty(slots, dtype=torch.int32)
+    libraries(families.lists(), "fill_lists")(index, rowptr, cursor, slot, position, tile)
+    return Lists(start, slot, position)
+
+
+def new_dense(batch: int, size: Sequence[int]) -> Tensor:
+    """An uninitialised [batch, C, H, W] in channels-last order."""
+    return torch.empty((batch, *size), dtype=torch.float32, memory_format=torch.channels_last)
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """A dense [N, C, H, W] as contiguous rows [N * H * W, C]; a view of a channels-last tensor."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
+
+
+def tasks_for(slots: int) -> int:
+    """Into how many partial sums a reduction over slots is cut: the same for every thread count."""
+    return max(1, min(64, slots // 512))

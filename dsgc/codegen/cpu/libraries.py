@@ -1,0 +1,53 @@
+"""Compiled kernel libraries, loaded when first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import dsgc_runtime
+from dsgc.codegen.build import build_library
+from dsgc.codegen.cache import KernelCache
+from dsgc.codegen.families import Family
+from dsgc.errors import KernelError
+
+__all__ = ["Libraries"]
+
+Kernel = Callable[..., None]
+
+
+class Libraries:
+    """The kernels of this process.
+
+    Args:
+        cache: where compiled libraries are kept between processes.
+    """
+
+    def __init__(self, cache: KernelCache) -> None:
+        self._cache = cache
+        self._modules: dict[str, Any] = {}
+        self._kernels: dict[tuple[str, str], Kernel] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, family: Family, name: str) -> Kernel:
+        """The kernel ``name`` of ``family``, built and loaded if need be.
+
+        Raises:
+            KernelError: if it cannot be had.
+        """
+        kernel = self._kernels.get((family.name, name))
+        if kernel is None:
+            with self._lock:
+                kernel = self._kernels[family.name, name] = self._module(family)[name]
+        return kernel
+
+    def _module(self, family: Family) -> Any:
+        if family.name not in self._modules:
+            path = build_library(family, self._cache)
+            try:
+                loaded = dsgc_runtime.load_kernels(path, self._cache.directory)
+            except (OSError, dsgc_runtime.RuntimeBuildError) as error:
+                raise KernelError(f"the kernels {path} could not be loaded: {error}") from error
+            self._modules[family.name] = loaded
+        return self._modules[family.name]

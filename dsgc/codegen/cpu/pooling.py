@@ -1,0 +1,115 @@
+"""Generated kernels behind pool2d and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsgc.codegen import families
+from dsgc.codegen.cpu.activation import apply, apply_backward
+from dsgc.codegen.cpu.layout import Selection, check_float32, selection
+from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.ops.layout import (
+    ceil_div,
+    is_bitmask,
+    mask_to_selection,
+    pool_output_size,
+    selection_to_mask,
+)
+from dsgc.ops.spec import Activation
+
+__all__ = ["pool2d", "pool2d_backward"]
+
+
+def _packed(libraries: Libraries, source: Activation) -> Selection:
+    if source.index is None or source.rowptr is None:
+        raise ValueError("pool2d takes a packed input; pool dense tensors with torch")
+    check_float32(source.x)
+    return selection(libraries, source.index, source.rowptr)
+
+
+def pool2d(
+    libraries: Libraries,
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    size: Sequence[int],
+    mode: str,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``dsgc::pool2d``."""
+    source = Activation(x, index, rowptr, scale, shift, act, size)
+    chosen = _packed(libraries, source)
+    block, (channels, height, width) = x.shape[1], size
+    values = apply(libraries, x.contiguous(), chosen.ids, source)
+    out_height, out_width = pool_output_size(size, kernel, stride, padding, ceil_mode)
+    geometry = (height, width, out_height, out_width, *kernel, *stride, *padding)
+    batch = chosen.positions // (height * width)
+    out_rowptr = torch.zeros(batch * out_height * out_width + 1, dtype=torch.int32)
+    counts = torch.empty(out_rowptr.shape[0] - 1, dtype=torch.int32)
+    libraries(families.lists(), "count_union")(*chosen, counts, *geometry)
+    torch.cumsum(counts, 0, dtype=torch.int32, out=out_rowptr[1:])
+    slots = int(out_rowptr[-1])
+    out_index = torch.empty(slots, dtype=torch.int32)
+    out = torch.empty((slots, block), dtype=torch.float32)
+    argmax = torch.empty((slots if mode == "max" else 0, block), dtype=torch.uint8)
+    libraries(families.blocked(block), f"{mode}_pool_{block}")(
+        values, *chosen, out_index, out_rowptr, out, argmax, *geometry, int(count_include_pad)
+    )
+    if index is not None and is_bitmask(index):
+        blocks = ceil_div(channels, block)
+        mask = selection_to_mask(out_index, out_rowptr, blocks, out_height, out_width)
+        out_index, _ = mask_to_selection(mask, True)
+    return out, out_index, out_rowptr, argmax if mode == "max" else argmax.new_empty(0)
+
+
+def pool2d_backward(
+    libraries: Libraries,
+    grad: Tensor,
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    size: Sequence[int],
+    y_index: Tensor,
+    y_rowptr: Tensor,
+    argmax: Tensor,
+    mode: str,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dsgc::pool2d_backward``."""
+    source = Activation(x, index, rowptr, scale, shift, act, size)
+    chosen = _packed(libraries, source)
+    target = selection(libraries, y_index, y_rowptr)
+    block = x.shape[1]
+    out_size = pool_output_size(size, kernel, stride, padding, ceil_mode)
+    dx = torch.empty((chosen.ids.shape[0], block), dtype=torch.float32)
+    libraries(families.blocked(block), f"{mode}_pool_backward_{block}")(
+        grad.contiguous(),
+        *chosen,
+        *target,
+        argmax.view(-1, block),
+        dx,
+        *size[1:],
+        *out_size,
+        *kernel,
+        *stride,
+        *padding,
+        int(count_include_pad),
+    )
+    return apply_backward(libraries, dx, x.contiguous(), chosen.ids, source)

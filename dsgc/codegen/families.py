@@ -1,0 +1,118 @@
+"""Which kernels are compiled together. A family is one shared object: a few kernels for given block
+sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dsgc.codegen.target import CpuTarget
+from dsgc.codegen.tiles import NEURON_LANES
+
+__all__ = ["Family", "blocked", "convolution", "dense", "lists", "neuron"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A set of kernels compiled into one library.
+
+    Attributes:
+        name: unique for what ``functions`` returns, apart from the target.
+        functions: target -> the TVMScript functions; TVM is imported only when it is called.
+    """
+
+    name: str
+    functions: Callable[[CpuTarget], list[Any]]
+
+
+def lists() -> Family:
+    """Selections: lists by block, bitmasks, ranks; and pooling's merge."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import lists, pooling, selection
+
+        return [
+            lists.count_lists(),
+            lists.fill_lists(),
+            lists.expand_bits(),
+            pooling.count_union(),
+            selection.rank_winners(),
+        ]
+
+    return Family("lists", functions)
+
+
+def blocked(b: int) -> Family:
+    """What works on one packed tensor of blocks of ``b``."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import activation, pooling, selection
+
+        return [
+            activation.activate(b),
+            activation.activate_backward(b),
+            activation.channel_sums(b),
+            activation.channel_affine(b),
+            activation.pack(b),
+            activation.unpack(b),
+            *(pooling.pool(b, mode) for mode in ("max", "avg")),
+            *(pooling.pool_backward(b, mode) for mode in ("max", "avg")),
+            selection.project(b),
+            selection.block_scores(b, target.score_members, target.score_columns),
+        ]
+
+    return Family(f"blocked_{b}", functions)
+
+
+def convolution(bi: int, bo: int) -> Family:
+    """Packed input of blocks of ``bi`` into output blocks of ``bo`` (weights of bi=1 come with
+    ``dense``).
+    """
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import convolution, weights
+
+        own = [] if bi == 1 else [weights.block_weights(bi, bo), weights.unblock_weights(bi, bo)]
+        return [
+            convolution.packed_convolution(bi, bo, divided=False),
+            convolution.packed_convolution(bi, bo, divided=True),
+            convolution.packed_weight_gradient(bi, bo),
+            *own,
+        ]
+
+    return Family(f"convolution_{bi}_{bo}", functions)
+
+
+def dense(bo: int) -> Family:
+    """Dense input into output blocks of ``bo``."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import dense_source, weights
+
+        return [
+            dense_source.dense_convolution(bo, target.members),
+            dense_source.dense_weight_gradient(bo),
+            dense_source.dense_data_gradient(bo),
+            weights.block_weights(1, bo),
+            weights.unblock_weights(1, bo),
+        ]
+
+    return Family(f"dense_{bo}", functions)
+
+
+def neuron() -> Family:
+    """Dense rows into single neurons (block 1)."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import neuron, weights
+
+        return [
+            neuron.neuron_convolution(),
+            neuron.neuron_weight_gradient(),
+            weights.block_weights(NEURON_LANES, 1),
+            weights.unblock_weights(NEURON_LANES, 1),
+        ]
+
+    return Family("neuron", functions)

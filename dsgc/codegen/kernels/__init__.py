@@ -1,0 +1,1 @@
+"""TVMScript templates, one file an operator family."""

@@ -1,0 +1,104 @@
+"""Lists of selected slots sorted by block, so that a kernel can hold one block's weights and visit
+its positions.
+
+A *slot* is a row of a packed tensor. Positions are cut into tiles; within a tile, slots are ordered
+by their block: ``start[tile * blocks + c] .. start[tile * blocks + c + 1]`` is the part of ``slot``
+and ``position`` that belongs to block ``c``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+
+def count_lists() -> Any:
+    """``counts[tile, block]``: how many slots of the tile chose the block."""
+
+    @T.prim_func(s_tir=True)
+    def count_lists(index_h: T.handle, rowptr_h: T.handle, counts_h: T.handle, tile: T.int64):
+        T.func_attr({"global_symbol": "count_lists", "tirx.noalias": True})
+        slots = T.int64()
+        rows = T.int64()
+        tiles = T.int64()
+        blocks = T.int64()
+        index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
+        counts = T.match_buffer(counts_h, (tiles, blocks), "int32", align=4)
+        for t in T.parallel(tiles):
+            for c in T.serial(blocks):
+                counts[t, c] = 0
+            first: T.let = T.cast(rowptr[t * tile], "int64")
+            last: T.let = T.cast(rowptr[T.min((t + 1) * tile, rows - 1)], "int64")
+            for j in T.serial(last - first):
+                c: T.let = T.cast(index[first + j], "int64")
+                counts[t, c] = counts[t, c] + 1
+
+    return count_lists
+
+
+def fill_lists() -> Any:
+    """Writes ``slot`` and ``position`` in order; ``cursor`` starts as the first place of each list
+    and is used up.
+    """
+
+    @T.prim_func(s_tir=True)
+    def fill_lists(
+        index_h: T.handle,
+        rowptr_h: T.handle,
+        cursor_h: T.handle,
+        slot_h: T.handle,
+        position_h: T.handle,
+        tile: T.int64,
+    ):
+        T.func_attr({"global_symbol": "fill_lists", "tirx.noalias": True})
+        slots = T.int64()
+        rows = T.int64()
+        tiles = T.int64()
+        blocks = T.int64()
+        index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
+        cursor = T.match_buffer(cursor_h, (tiles, blocks), "int32", align=4)
+        slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
+        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        for t in T.parallel(tiles):
+            for i in T.serial(T.min(tile, rows - 1 - t * tile)):
+                p: T.let = t * tile + i
+                for j in T.serial(T.cast(rowptr[p + 1] - rowptr[p], "int64")):
+                    s: T.let = T.cast(rowptr[p], "int64") + j
+                    c: T.let = T.cast(index[s], "int64")
+                    place: T.let = T.cast(cursor[t, c], "int64")
+                    slot[place] = T.cast(s, "int32")
+                    position[place] = T.cast(p, "int32")
+                    cursor[t, c] = cursor[t, c] + 1
+
+    return fill_lists
+
+
+def expand_bits() -> Any:
+    """Channel lists out of a bitmask: bit ``j`` of byte ``i`` of a position stands for channel ``8
+    * i + j``.
+    """
+
+    @T.prim_func(s_tir=True)
+    def expand_bits(bits_h: T.handle, rowptr_h: T.handle, index_h: T.handle):
+        T.func_attr({"global_symbol": "expand_bits", "tirx.noalias": True})
+        positions = T.int64()
+        width = T.int64()
+        rows = T.int64()
+        slots = T.int64()
+        bits = T.match_buffer(bits_h, (positions, width), "uint8", align=1)
+        rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
+        index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        for p in T.parallel(positions):
+            place = T.alloc_scalar("int64")
+            place = T.cast(rowptr[p], "int64")
+            for i in T.serial(width):
+                byte: T.let = T.cast(bits[p, i], "int32")
+                for j in T.serial(8):
+                    if (byte >> j) & 1 == 1:
+                        index[place] = T.cast(i * 8 + j, "int32")
+                        place = place + 1
+
+    return expand_bits

@@ -1,0 +1,76 @@
+/* CPU runtime of generated kernels: threads and workspace, on OpenMP.
+ *
+ * Generated code reaches threads and scratch memory through four function pointers that are filled when a kernel library is
+ * loaded. This file supplies them on top of OpenMP. In a process that holds torch, libgomp is torch's own copy, so kernels run
+ * on torch's threads, obey torch.set_num_threads, and never compete with a second pool.
+ *
+ * A parallel loop is cut into more tasks than threads and the tasks are handed out dynamically, because the work of sparse tasks
+ * is uneven. Results do not depend on the thread count: tasks write to separate memory.
+ */
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <tvm/ffi/c_api.h>
+#include <tvm/ffi/extra/c_env_api.h>
+
+typedef struct {
+  void* sync_handle;
+  int32_t num_task;
+} ParallelGroup;
+typedef int (*ParallelLambda)(int task_id, ParallelGroup* group, void* closure);
+
+enum { kTasksPerThread = 8, kAlignment = 64 };
+
+int TVMBackendParallelLaunch(ParallelLambda body, void* closure, int requested) {
+  int threads = requested > 0 ? requested : omp_get_max_threads();
+  int failed = 0;
+  if (threads == 1 || omp_in_parallel()) {
+    ParallelGroup group = {0, 1};
+    return body(0, &group, closure);
+  }
+  int tasks = threads * kTasksPerThread;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) reduction(| : failed)
+  for (int task = 0; task < tasks; ++task) {
+    ParallelGroup group = {0, tasks};
+    failed |= body(task, &group, closure);
+  }
+  return failed;
+}
+
+/* Barriers inside a parallel loop need one thread a task, which dynamic scheduling does not give: no kernel uses them. */
+int TVMBackendParallelBarrier(int task_id, ParallelGroup* group) {
+  (void)task_id;
+  (void)group;
+  return -1;
+}
+
+void* TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
+  (void)device_type;
+  (void)device_id;
+  (void)code;
+  (void)bits;
+  return aligned_alloc(kAlignment, (bytes + 2 * kAlignment - 1) & ~(uint64_t)(kAlignment - 1));
+}
+
+int TVMBackendFreeWorkspace(int device_type, int device_id, void* pointer) {
+  (void)device_type;
+  (void)device_id;
+  free(pointer);
+  return 0;
+}
+
+/* Called before every library is loaded: the last registration wins, and importing TVM's compiler registers its own. */
+void dsgc_register_runtime(void) {
+#define REGISTER(symbol) TVMFFIEnvModRegisterContextSymbol("__" #symbol, (void*)symbol)
+  REGISTER(TVMBackendParallelLaunch);
+  REGISTER(TVMBackendParallelBarrier);
+  REGISTER(TVMBackendAllocWorkspace);
+  REGISTER(TVMBackendFreeWorkspace);
+  REGISTER(TVMFFIFunctionCall);
+  REGISTER(TVMFFIErrorSetRaisedFromCStr);
+  REGISTER(TVMFFIEnvModLookupFromImports);
+  REGISTER(TVMFFIHandleInitOnce);
+#undef REGISTER
+}
+
+int dsgc_thread_count(void) { return omp_get_max_threads(); }
