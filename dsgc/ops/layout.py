@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "block_of",
     "ceil_div",
     "channels_last",
     "conv_output_size",
@@ -172,3 +173,16 @@ def scatter_blocks(values: Tensor, index: Tensor, rowptr: Tensor, size: Sequence
     dense = rows.flatten(1)[:, :channels]
     dense = dense.view(positions // (height * width), height, width, channels)
     return channels_last(dense.permute(0, 3, 1, 2))
+
+
+def block_of(channels: int, blocks: int) -> int:
+    """The block, a power of two, by which `channels` make `blocks` blocks.
+
+    There is at most one unless all channels are one block. Raises ValueError if there is none.
+    """
+    block = 1
+    while ceil_div(channels, block) > blocks:
+        block *= 2
+    if ceil_div(channels, block) != blocks:
+        raise ValueError(f"no power of two divides {channels} channels into {blocks} blocks")
+    return block

@@ -45,7 +45,7 @@ class Activation(NamedTuple):
     """
 
     x: Tensor
-    index: Tensor | None
+    index: Tensor | None  # type: ignore[assignment]  # tuple.index is never asked for
     rowptr: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
@@ -118,12 +118,16 @@ def define(
     missing = [spec.name for spec in specs if spec.name not in kernels]
     if missing:
         raise KeyError(f"no kernel for {', '.join(missing)} in namespace {namespace!r}")
-    library = torch.library.Library(namespace, "DEF")
+    library = torch.library.Library(namespace, "DEF")  # type: ignore[no-untyped-call]
     ops = getattr(torch.ops, namespace)
     for spec in specs:
         name = f"{namespace}::{spec.name}"
-        library.define(spec.name + spec.schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(spec.name, kernels[spec.name], "CompositeExplicitAutograd")
+        library.define(  # type: ignore[no-untyped-call]
+            spec.name + spec.schema, tags=(torch.Tag.pt2_compliant_tag,)
+        )
+        library.impl(  # type: ignore[no-untyped-call]
+            spec.name, kernels[spec.name], "CompositeExplicitAutograd"
+        )
         torch.library.register_fake(name, spec.fake, lib=library)
         if spec.backward is not None:
             formula = once_differentiable(partial(spec.backward, ops))

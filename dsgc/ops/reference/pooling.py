@@ -62,6 +62,7 @@ def pool2d(
     _check(index, mode, kernel)
     channels, height, width = size
     block = x.shape[1]
+    kernel, stride, padding = tuple(kernel), tuple(stride), tuple(padding)
     dense = unpack(x, index, rowptr, scale, shift, act, size)
     mask = selection_to_mask(index, rowptr, ceil_div(channels, block), height, width)
     kept = F.max_pool2d(mask.to(x.dtype), kernel, stride, padding, 1, ceil_mode) > 0

@@ -9,7 +9,14 @@ from torch import Tensor
 from dsgc.ops.layout import ceil_div, conv_output_size, mask_to_selection
 from dsgc.ops.reference.activation import unpack
 
-__all__ = ["block_scores", "drs_scores", "select_above", "select_winners"]
+__all__ = [
+    "above_mask",
+    "block_scores",
+    "drs_scores",
+    "select_above",
+    "select_winners",
+    "winners_mask",
+]
 
 
 def block_scores(estimate: Tensor, block: int) -> Tensor:
@@ -49,7 +56,9 @@ def drs_scores(
     height, width = conv_output_size(size, kernel, stride, padding, dilation)
     matrix = projection.to(x.dtype)
     if projected.dim() == 2:
-        windows = F.unfold(dense, kernel, dilation, padding, stride).transpose(1, 2)
+        windows = F.unfold(
+            dense, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride)
+        ).transpose(1, 2)
         estimate = (windows @ matrix) @ projected.to(x.dtype)
         estimate = estimate.transpose(1, 2).view(-1, out_channels, height, width)
         return block_scores(estimate, block)
@@ -68,6 +77,13 @@ def select_winners(
     NaN counts as infinity. A tile's score is the sum over its positions; tiles at the lower and
     right edge may be smaller. Raises ValueError unless 1 <= winners <= blocks.
     """
+    return mask_to_selection(winners_mask(scores, winners, out_size, tile), bits)
+
+
+def winners_mask(
+    scores: Tensor, winners: int, out_size: Sequence[int], tile: Sequence[int]
+) -> Tensor:
+    """What `select_winners` selects, as bool [N, blocks, height, width]."""
     positions, blocks = scores.shape
     if not 1 <= winners <= blocks:
         raise ValueError(f"{winners} winners of {blocks} blocks")
@@ -82,7 +98,7 @@ def select_winners(
     best = torch.sort(tiles, dim=-1, descending=True, stable=True).indices[..., :winners]
     mask = torch.zeros_like(tiles, dtype=torch.bool).scatter(-1, best, True)
     mask = mask.repeat_interleave(tile[0], 1).repeat_interleave(tile[1], 2)[:, :height, :width]
-    return mask_to_selection(mask.permute(0, 3, 1, 2), bits)
+    return mask.permute(0, 3, 1, 2)
 
 
 def select_above(
@@ -93,9 +109,14 @@ def select_above(
 
     The strict form is the published rule: a score of exactly zero is never selected by it.
     """
-    positions, blocks = scores.shape
-    batch = threshold.shape[0]
-    maps = scores.view(batch, positions // max(batch, 1), 1, blocks)
-    limit = threshold.view(batch, 1, 1, 1)
+    positions = scores.shape[0]
+    per_sample = positions // max(threshold.shape[0], 1)
+    return mask_to_selection(above_mask(scores, threshold, strict, (per_sample, 1)), bits)
+
+
+def above_mask(scores: Tensor, threshold: Tensor, strict: bool, out_size: Sequence[int]) -> Tensor:
+    """What `select_above` selects, as bool [N, blocks, height, width]."""
+    maps = scores.view(threshold.shape[0], out_size[0], out_size[1], scores.shape[1])
+    limit = threshold.view(-1, 1, 1, 1)
     mask = (maps > limit) & (maps != 0) if strict else maps >= limit
-    return mask_to_selection(mask.permute(0, 3, 1, 2), bits)
+    return mask.permute(0, 3, 1, 2)

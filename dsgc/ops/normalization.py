@@ -1,0 +1,164 @@
+"""Batch normalisation of what was selected, on dense tensors with a mask and on packed values.
+
+Both modules wrap the user's own BatchNorm: its parameters, running statistics, momentum, eps and
+`training` flag are the ones in force. With over="active" a channel's statistics are those of its
+selected entries; a channel without any keeps its running statistics. With over="all" (the DSG
+paper's rule) every position counts, unselected ones as zeros.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from dsgc.ops.layout import block_of, expand_mask
+from dsgc.ops.masked import apply_mask
+
+__all__ = ["MaskedBatchNorm", "PackedBatchNorm"]
+
+
+def _check(bn: nn.Module, over: str) -> _NormBase:
+    if not isinstance(bn, _NormBase):
+        raise ValueError(f"a BatchNorm is needed, not {type(bn).__name__}")
+    if over not in ("active", "all"):
+        raise ValueError(f'over must be "active" or "all", not {over!r}')
+    return bn
+
+
+def _uses_batch(bn: _NormBase) -> bool:
+    """Whether statistics come from the batch, by PyTorch's rule."""
+    return bn.training or (bn.running_mean is None and bn.running_var is None)
+
+
+def _check_positions(bn: _NormBase, positions: int) -> None:
+    if bn.training and positions == 1:
+        raise ValueError("batch normalisation needs more than one value per channel in training")
+
+
+@torch.no_grad()
+def _update_running(bn: _NormBase, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """Move the running statistics of the channels that had entries, as PyTorch would.
+
+    mean, biased var and count are [C]; the running variance takes the unbiased one.
+    """
+    if not (bn.training and bn.track_running_stats):
+        return
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    if bn.running_mean is None or bn.running_var is None:
+        return
+    seen = count > 0
+    unbiased = var * (count / (count - 1).clamp(min=1))
+    if bn.momentum is not None:
+        factor: float | Tensor = bn.momentum
+    else:
+        tracked = bn.num_batches_tracked
+        factor = 0.0 if tracked is None else 1.0 / tracked.to(bn.running_mean.dtype)
+    for running, new in ((bn.running_mean, mean), (bn.running_var, unbiased)):
+        moved = running + factor * (new.to(running.dtype) - running)
+        running.copy_(torch.where(seen, moved, running))
+
+
+def _scale_and_shift(bn: _NormBase, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """[C] each, such that x * scale + shift is x normalised; differentiable in everything."""
+    scale = (var + bn.eps).rsqrt()
+    if bn.weight is not None:
+        scale = scale * bn.weight
+    shift = -mean * scale
+    if bn.bias is not None:
+        shift = shift + bn.bias
+    return scale, shift
+
+
+def _running(bn: _NormBase) -> tuple[Tensor, Tensor]:
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError("running statistics are incomplete: one of mean and variance is missing")
+    return bn.running_mean, bn.running_var
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch normalisation of a masked y, masked again: the double mask.
+
+    Args:
+        bn: the user's BatchNorm1d or BatchNorm2d.
+        over: "active" or "all".
+        block: channels of a block; None finds the power of two that fits the mask.
+
+    Raises:
+        ValueError: `bn` or `over` is none of these; in forward, training on a single position.
+    """
+
+    def __init__(self, bn: nn.Module, over: str, block: int | None = None) -> None:
+        super().__init__()
+        self.bn = _check(bn, over)
+        self.over = over
+        self.block = block
+
+    def forward(self, y: Tensor, mask: Tensor) -> Tensor:
+        """y [N, C, H, W] or [rows, C], zero outside mask [N, blocks, H, W]; the same shape."""
+        block = self.block or block_of(y.shape[1], mask.shape[1])
+        # Statistics of half precision values are taken in single precision, as PyTorch does.
+        wide = y if y.dtype in (torch.float32, torch.float64) else y.float()
+        if _uses_batch(self.bn):
+            mean, var, count = self._statistics(wide, mask, block)
+            _update_running(self.bn, mean, var, count)
+        else:
+            mean, var = _running(self.bn)
+        scale, shift = _scale_and_shift(self.bn, mean, var)
+        view = (1, -1, 1, 1) if y.dim() == 4 else (1, -1)
+        out = wide * scale.view(view) + shift.view(view)
+        return apply_mask(out, mask, block).to(y.dtype)
+
+    def _statistics(self, y: Tensor, mask: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        channels = y.shape[1]
+        positions = y.numel() // channels
+        _check_positions(self.bn, positions)
+        rows = y.transpose(0, 1).reshape(channels, -1)
+        active = torch.ones_like(rows, dtype=torch.bool)
+        if self.over == "active":
+            wide = expand_mask(mask, block, channels).view(y.shape)
+            active = wide.transpose(0, 1).reshape(channels, -1)
+        count = active.sum(1).to(y.dtype)
+        divisor = count.clamp(min=1)
+        mean = rows.sum(1) / divisor
+        centred = (rows - mean.view(-1, 1)).masked_fill(~active, 0)
+        return mean, centred.square().sum(1) / divisor, count
+
+
+class PackedBatchNorm(nn.Module):
+    """The scale and shift that normalise a packed (or dense, then all of it) activation.
+
+    Args:
+        bn: the user's BatchNorm1d or BatchNorm2d.
+        over: "active" or "all".
+        namespace: whose `batch_stats` operator to use, `torch.ops.<namespace>`.
+
+    Raises:
+        ValueError: `bn` or `over` is none of these; in forward, training on a single position.
+    """
+
+    def __init__(self, bn: nn.Module, over: str, namespace: str) -> None:
+        super().__init__()
+        self.bn = _check(bn, over)
+        self.over = over
+        self.namespace = namespace
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None,
+        rowptr: Tensor | None,
+        size: Sequence[int],
+        relu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """(scale, shift), [C] each, for relu(x) if `relu`, else for x."""
+        if _uses_batch(self.bn):
+            rows = x.shape[0] * size[1] * size[2] if rowptr is None else rowptr.shape[0] - 1
+            _check_positions(self.bn, rows)
+            ops = getattr(torch.ops, self.namespace)
+            mean, var, count = ops.batch_stats(x, index, rowptr, size, relu, self.over)
+            _update_running(self.bn, mean, var, count)
+        else:
+            mean, var = _running(self.bn)
+        return _scale_and_shift(self.bn, mean, var)

@@ -1,0 +1,64 @@
+"""Random projections of the dimension-reduction search (DRS) of DSG, arXiv 1810.00859."""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from dsgc.ops.layout import ceil_div
+
+__all__ = [
+    "generator_for",
+    "pixel_dimension",
+    "project_weight",
+    "reduced_dimension",
+    "ternary_projection",
+]
+
+PIXEL_MULTIPLE = 8
+"""Reduced dimensions of a pixel are multiples of this: half a vector of floats."""
+
+NEURON_MULTIPLE = 64
+"""Projected weights are filled up with zeros to a multiple of this many neurons."""
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """A CPU generator seeded by the whole key: the same on every machine and device."""
+    digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def reduced_dimension(neurons: int, epsilon: float) -> int:
+    """The published reduced dimension of a window: 4 ln n_K / (eps^2/2 - eps^3/3), at least 1."""
+    return max(1, int(4 * math.log(neurons) / (epsilon**2 / 2 - epsilon**3 / 3)))
+
+
+def pixel_dimension(dimension: int, taps: int, channels: int) -> int:
+    """A window's reduced dimension divided over its `taps` pixels of `channels` channels."""
+    rounded = ceil_div(ceil_div(dimension, taps), PIXEL_MULTIPLE) * PIXEL_MULTIPLE
+    return min(channels, max(PIXEL_MULTIPLE, rounded))
+
+
+def ternary_projection(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Achlioptas' projection with s = 3: int8 [rows, columns], +1 and -1 with probability 1/6 each.
+
+    The published factor sqrt(3) is left out, since only the order of the estimates matters.
+    """
+    draw = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
+    return (draw < 1 / 6).to(torch.int8) - (draw >= 5 / 6).to(torch.int8)
+
+
+def project_weight(weight: Tensor, projection: Tensor, window: bool) -> Tensor:
+    """weight [K, C, R, S] in the projected space.
+
+    Window form: projection [C*R*S, k] gives [k, K]. Pixel form: projection [C, d] gives
+    [R*S, d, Kp], the neurons of each tap filled up with zeros to Kp.
+    """
+    matrix = projection.to(weight.dtype)
+    neurons, channels = weight.shape[:2]
+    if window:
+        return (weight.reshape(neurons, -1) @ matrix).t().contiguous()
+    taps = weight.reshape(neurons, channels, -1).permute(2, 0, 1) @ matrix
+    fill = ceil_div(neurons, NEURON_MULTIPLE) * NEURON_MULTIPLE - neurons
+    return torch.nn.functional.pad(taps.transpose(1, 2), (0, fill)).contiguous()

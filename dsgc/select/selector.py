@@ -1,0 +1,273 @@
+"""Selector: finds the selection of one sparse layer, for the semantic and the lowered graph."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsgc.config import LayerSettings
+from dsgc.ops.layout import (
+    ceil_div,
+    channels_last,
+    conv_output_size,
+    mask_to_selection,
+    selection_to_mask,
+)
+from dsgc.ops.reference.selection import above_mask, block_scores, drs_scores, winners_mask
+from dsgc.select.projection import (
+    generator_for,
+    pixel_dimension,
+    project_weight,
+    reduced_dimension,
+    ternary_projection,
+)
+
+__all__ = ["Selector"]
+
+Pair = tuple[int, int]
+
+
+class Selector(nn.Module):
+    """Ranks a layer's output blocks and selects the best, without any gradient.
+
+    The same input, weights, seed and `step` give the same selection. NaN estimates count as
+    infinity, so that they are computed and seen.
+
+    Args:
+        weight_of: the layer; it is read, never registered as a child.
+        settings: block, scope, selector and the rest.
+        seed: of the projection and of the random selector, together with the layer's name.
+        kernel, stride, padding, dilation: the layer's window. A linear layer has 1 x 1, or the
+            whole map if its input is a flattened one.
+        in_channels: channels of the layer's input map.
+
+    Attributes:
+        winners: blocks kept of each position (or tile), for the scope "position".
+        density: fraction kept, for the scopes "sample" and "batch".
+        step: training step; only the random selector depends on it.
+        held: bool [N, blocks, H, W], a selection used instead of searching, or None.
+        holding: keep the first selection found in `held`.
+        projection: int8, ternary; None unless the selector is "drs". In the state_dict.
+        projected: the weight in the projected space, as of the last `refresh`.
+    """
+
+    projection: Tensor | None
+    projected: Tensor | None
+
+    def __init__(
+        self,
+        weight_of: nn.Conv2d | nn.Linear,
+        *,
+        settings: LayerSettings,
+        seed: int,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        # In a tuple, so that nn.Module does not register the layer a second time.
+        self._layer_of = (weight_of,)
+        self.settings = settings
+        self.seed = seed
+        self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
+        self.in_channels = in_channels
+        self.out_channels = weight_of.weight.shape[0]
+        self.blocks = ceil_div(self.out_channels, settings.block)
+        self.density = 1.0 - settings.sparsity
+        self.winners = min(self.blocks, max(1, int(self.blocks * self.density + 0.5)))
+        self.step = 0
+        self.held: Tensor | None = None
+        self.holding = False
+        projection = self._draw_projection() if settings.selector == "drs" else None
+        self.register_buffer("projection", projection)
+        self.register_buffer("projected", None, persistent=False)
+        self.refresh()
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight as [K, C, R, S]."""
+        return self._layer_of[0].weight.reshape(self.out_channels, self.in_channels, *self.kernel)
+
+    @property
+    def by_window(self) -> bool:
+        """Whether whole windows are projected (as published) rather than single pixels."""
+        return self.settings.projection == "window"
+
+    def _draw_projection(self) -> Tensor:
+        settings, taps = self.settings, self.kernel[0] * self.kernel[1]
+        columns = settings.reduced_dimension
+        if columns is None:
+            columns = reduced_dimension(self.out_channels, settings.epsilon)
+        rows = self.in_channels * taps
+        if not self.by_window:
+            rows, columns = self.in_channels, pixel_dimension(columns, taps, self.in_channels)
+        generator = generator_for(self.seed, settings.name, "projection")
+        return ternary_projection(rows, columns, generator).to(self.weight.device)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Project the layer's current weight."""
+        if self.projection is not None:
+            # A copy on another device may have moved the weight before the buffers.
+            self.projection = self.projection.to(self.weight.device)
+            self.projected = project_weight(self.weight, self.projection, self.by_window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same as `mask`."""
+        return self.mask(x)
+
+    @torch.no_grad()
+    def scores(self, x: Tensor) -> Tensor:
+        """Scores [P, blocks] of the outputs for x [N, C, H, W], or [..., C] of a linear layer."""
+        x = self._maps(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._finite(self._estimate(x))
+
+    @torch.no_grad()
+    def mask(self, x: Tensor) -> Tensor:
+        """The selection for x, as for `scores`: bool [N, blocks, H, W] of the output's H and W."""
+        x = self._maps(x)
+        out_size = self._out_size(x.shape[1:])
+        if self.held is not None:
+            return self._checked(self.held, x.shape[0], out_size)
+        scores = self.scores(x)
+        if self.settings.scope == "position":
+            mask = winners_mask(scores, self.winners, out_size, self.settings.tile)
+        else:
+            threshold = self._threshold(scores, x.shape[0])
+            mask = above_mask(scores, threshold, self.settings.scope == "batch", out_size)
+        if self.holding:
+            self.held = mask
+        return mask
+
+    @torch.no_grad()
+    def packed(
+        self,
+        x: Tensor,
+        index: Tensor | None,
+        rowptr: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        act: str,
+        size: Sequence[int],
+        namespace: str,
+    ) -> tuple[Tensor, Tensor]:
+        """The selection (index, rowptr) for a deferred activation (see `dsgc.ops.Activation`).
+
+        A bitmask for blocks of one channel, else a list. Works through `torch.ops.<namespace>`.
+        """
+        settings, ops = self.settings, getattr(torch.ops, namespace)
+        batch = x.shape[0] if rowptr is None else (rowptr.shape[0] - 1) // (size[1] * size[2])
+        out_size, bits = self._out_size(size), settings.block == 1
+        if self.held is not None:
+            return mask_to_selection(self._checked(self.held, batch, out_size), bits)
+        activation = (x.detach(), index, rowptr, scale, shift, act, size)
+        if settings.selector == "drs":
+            window = (self.kernel, self.stride, self.padding, self.dilation)
+            scores = self._finite(
+                ops.drs_scores(
+                    *activation,
+                    self.projection,
+                    self.projected,
+                    self.out_channels,
+                    settings.block,
+                    *window,
+                )
+            )
+        elif settings.selector == "random":
+            scores = self._random(batch * out_size[0] * out_size[1], x)
+        else:
+            scores = self.scores(ops.unpack(*activation))
+        if settings.scope == "position":
+            found = ops.select_winners(scores, self.winners, out_size, settings.tile, bits)
+        else:
+            threshold = self._threshold(scores, batch)
+            found = ops.select_above(scores, threshold, settings.scope == "batch", bits)
+        selection: tuple[Tensor, Tensor] = tuple(found)
+        if self.holding:
+            self.held = selection_to_mask(*selection, self.blocks, *out_size)
+        return selection
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """x as maps [N, C, H, W] in the weight's dtype; each row of a linear layer is a map."""
+        x = x.detach().to(self.weight.dtype)
+        if isinstance(self._layer_of[0], nn.Linear):
+            return x.reshape(-1, self.in_channels, *self.kernel)
+        return x
+
+    def _out_size(self, size: Sequence[int]) -> Pair:
+        return conv_output_size(size, self.kernel, self.stride, self.padding, self.dilation)
+
+    def _checked(self, held: Tensor, batch: int, out_size: Pair) -> Tensor:
+        expected = (batch, self.blocks, *out_size)
+        if tuple(held.shape) != expected:
+            raise ValueError(
+                f"layer {self.settings.name!r}: the selection held is for outputs of "
+                f"{tuple(held.shape)}, not {expected}"
+            )
+        return held
+
+    def _estimate(self, x: Tensor) -> Tensor:
+        """Scores [P, blocks] for maps x, before infinities and NaN are dealt with."""
+        block, size = self.settings.block, tuple(x.shape[1:])
+        window = (self.stride, self.padding, self.dilation)
+        if self.projection is not None and self.projected is not None:
+            return drs_scores(
+                x,
+                None,
+                None,
+                None,
+                None,
+                "identity",
+                size,
+                self.projection,
+                self.projected,
+                self.out_channels,
+                block,
+                self.kernel,
+                *window,
+            )
+        if self.settings.selector == "random":
+            height, width = self._out_size(size)
+            return self._random(x.shape[0] * height * width, x)
+        bias = self._layer_of[0].bias
+        return block_scores(F.conv2d(channels_last(x), self.weight, bias, *window), block)
+
+    def _random(self, positions: int, x: Tensor) -> Tensor:
+        generator = generator_for(self.seed, self.settings.name, self.step)
+        return torch.rand(positions, self.blocks, generator=generator).to(x)
+
+    def _finite(self, scores: Tensor) -> Tensor:
+        return scores.masked_fill(scores.isnan(), torch.inf)
+
+    def _threshold(self, scores: Tensor, batch: int) -> Tensor:
+        """[N]: what a score must reach (scope "sample") or exceed ("batch")."""
+        if batch == 0:
+            return scores.new_empty(0)
+        flat = scores.view(batch, -1)
+        wanted = self.density * flat.shape[1]
+        if self.settings.scope == "sample":
+            count = min(flat.shape[1], max(1, round(wanted)))
+            return flat.topk(count, dim=1).values[:, -1].contiguous()
+        # The published rule: the k-th largest score of sample 0 is the threshold of all.
+        # Rounded first, because 1 - 0.8 is a little less than 0.2.
+        return flat[0].topk(max(1, int(round(wanted, 6)))).values[-1].repeat(batch)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load a projection if there is one; a dense checkpoint has none and misses nothing."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, [], unexpected_keys, error_msgs
+        )
