@@ -6,6 +6,7 @@ the neurons that matter for each input. The import is lean: torch, and neither t
 
 from __future__ import annotations
 
+from dsgc.api import compile
 from dsgc.config import Rule, SparsityConfig
 from dsgc.errors import (
     ConfigError,
@@ -19,6 +20,7 @@ from dsgc.errors import (
     UnsupportedError,
     VerificationError,
 )
+from dsgc.module import SparseModule
 
 __all__ = [
     "ConfigError",
@@ -28,9 +30,11 @@ __all__ = [
     "NothingToSparsifyError",
     "Rule",
     "ShapesUnknownError",
+    "SparseModule",
     "SparsityConfig",
     "TraceError",
     "UnknownLayerError",
     "UnsupportedError",
     "VerificationError",
+    "compile",
 ]

@@ -131,8 +131,6 @@ class _Tracer(fx.Tracer):
         return fn, [self.root, *proxies]
 
 
-
-
 def trace(model: nn.Module, path: str, call: CallShape) -> Traced:
     """Trace the submodule `path` of `model` ("" is the model itself) as it is called by `call`.
 
@@ -237,9 +235,7 @@ def _trace_once(
         raise _ReaderFoundError(module, f"cannot be traced: {reason}") from error
 
 
-def _explain(
-    error: BaseException, root: nn.Module, known: set[nn.Module]
-) -> tuple[nn.Module, str]:
+def _explain(error: BaseException, root: nn.Module, known: set[nn.Module]) -> tuple[nn.Module, str]:
     """The innermost module of the user in whose forward `error` happened, and where it did."""
     culprit, where = root, ""
     for frame, line in _frames(error.__traceback__):

@@ -1,0 +1,67 @@
+"""The entry point of dsgc."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from dsgc.config import SparsityConfig
+from dsgc.errors import ConfigError, NothingToSparsifyError
+from dsgc.module import SparseModule
+
+__all__ = ["compile"]
+
+_BACKENDS = ("auto", "tvm", "reference")
+
+
+def compile(  # noqa: A001  the name users expect, as in torch.compile
+    model: nn.Module,
+    sparsity: float | None = None,
+    *,
+    config: SparsityConfig | None = None,
+    example_inputs: Tensor | tuple[Any, ...] | list[Any] | None = None,
+    backend: str = "auto",
+) -> SparseModule:
+    """Make a dense model sparse, for training and inference.
+
+    The model itself is left as it is; the result shares its parameters.
+
+    Args:
+        model: any module; DistributedDataParallel and DataParallel are taken off.
+        sparsity: fraction of neurons left out, 0.8 if neither it nor `config` is given.
+        config: all settings; give either this or `sparsity`.
+        example_inputs: positional inputs of the model. With them graphs are built at once, without
+            them at the first call.
+        backend: "tvm" (generated kernels: CPU, float32), "reference" (plain PyTorch on dense
+            tensors), or "auto": tvm where it can be had, else reference.
+
+    Raises:
+        ConfigError: a setting has an impossible value.
+        UnknownLayerError: a rule matches no layer.
+        NothingToSparsifyError: no layer is worth it (now, or at the first call).
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module, not {type(model).__name__}", "model")
+    if backend not in _BACKENDS:
+        allowed = ", ".join(repr(name) for name in _BACKENDS)
+        raise ConfigError(f"backend={backend!r} is not possible: one of {allowed}", "backend")
+    if config is not None and sparsity is not None:
+        raise ConfigError("give either sparsity or config, not both", "sparsity")
+    if config is None:
+        config = SparsityConfig() if sparsity is None else SparsityConfig(sparsity=sparsity)
+    if isinstance(model, SparseModule):
+        model = model.to_dense()
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        model = model.module
+    layers = [name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    config.check_rules(layers)
+    if not layers:
+        raise NothingToSparsifyError("the model has no Conv2d and no Linear layer: nothing to do")
+    mirror = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    sparse = SparseModule(mirror, config, backend)
+    if example_inputs is not None:
+        single = isinstance(example_inputs, Tensor)
+        sparse._prepare((example_inputs,) if single else tuple(example_inputs))
+    return sparse

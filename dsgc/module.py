@@ -1,0 +1,225 @@
+"""The sparse module that `dsgc.compile` gives back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from dsgc.bank import SelectorBank
+from dsgc.config import SparsityConfig
+from dsgc.engine import Engine, Program
+from dsgc.errors import InputError, ShapesUnknownError, TraceError, UnsupportedError
+from dsgc.passes.context import LayerDecision
+
+__all__ = ["SparseModule"]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def _refresh_after_load(module: nn.Module, incompatible: object) -> None:
+    if isinstance(module, SparseModule):
+        module._bank.resume(module._decisions)
+
+
+class SparseModule(nn.Module):
+    """A model that computes only the neurons that matter for each input.
+
+    It shares its parameters with the dense model, under the same names, and has its own copies of
+    the buffers. Selectors are registered as `dsgc_selectors`. Graphs are built for the shapes met;
+    any batch size fits, another image size is built anew for the same sparse layers.
+
+    Made by `dsgc.compile`.
+    """
+
+    def __init__(self, model: nn.Module, config: SparsityConfig, backend: str) -> None:
+        """`model` becomes part of this module: pass a copy (`dsgc.compile` does)."""
+        super().__init__()
+        self._dense = (model,)  # a tuple, so that parameters keep their names
+        self._config = config
+        self._backend = backend
+        self._decisions: dict[str, LayerDecision] = {}
+        self._untraced: dict[str, str] = {}
+        self._built: Engine | None = None
+        self._bank_of = (SelectorBank(config),)
+        # The very same dicts: what is registered here and what the model reads cannot part.
+        self._parameters = model._parameters
+        self._buffers = model._buffers
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self._modules = {**model._modules, "dsgc_selectors": self._bank}
+        self.training = model.training
+        self._bank.train(model.training)
+        self.register_load_state_dict_post_hook(_refresh_after_load)
+
+    @property
+    def _bank(self) -> SelectorBank:
+        return self._bank_of[0]
+
+    @property
+    def _engine(self) -> Engine:
+        if self._built is None:
+            self._built = Engine(
+                self._dense[0],
+                self._config,
+                self._bank,
+                self._decisions,
+                self._untraced,
+                self._backend,
+            )
+        return self._built
+
+    # What the user can ask
+
+    @property
+    def config(self) -> SparsityConfig:
+        """The settings that the module was compiled with."""
+        return self._config
+
+    @property
+    def backend(self) -> str:
+        """ "tvm" or "reference": what ran last; before the first call, what was asked for."""
+        if self._built is None or self._built.last is None:
+            return self._backend
+        return "reference" if self._built.last[1] is None else "tvm"
+
+    @property
+    def decisions(self) -> Mapping[str, LayerDecision]:
+        """For every convolution and linear layer whether it is sparse, and why.
+
+        Raises:
+            ShapesUnknownError: no input was seen yet.
+        """
+        if not self._decisions:
+            raise ShapesUnknownError(_unknown("which layers are sparse is decided"))
+        return dict(self._decisions)
+
+    @property
+    def untraced(self) -> Mapping[str, str]:
+        """The submodules whose code is not in a graph, with the reason; "" is the model itself."""
+        return dict(self._untraced)
+
+    @property
+    def semantic_graph(self) -> fx.GraphModule:
+        """The graph that defines the results, on dense tensors and masks, as last used.
+
+        Raises:
+            ShapesUnknownError: no input was seen yet.
+            TraceError: the model is not one graph, because its own code cannot be traced.
+        """
+        return self._program()[0].semantic
+
+    @property
+    def lowered_graph(self) -> fx.GraphModule:
+        """The graph on packed values, as last used; reference kernels if these ran last.
+
+        Raises:
+            ShapesUnknownError: no input was seen yet.
+            TraceError: the model is not one graph, because its own code cannot be traced.
+        """
+        program, namespace = self._program()
+        return program.lowered(namespace or "dsgc")
+
+    def _program(self) -> tuple[Program, str | None]:
+        if "" in self._untraced:
+            raise TraceError(
+                f"there is no single graph of the model: {self._untraced['']}; its children are "
+                "compiled each for itself"
+            )
+        if self._built is None or self._built.last is None:
+            raise ShapesUnknownError(_unknown("graphs are built"))
+        return self._built.last
+
+    @contextmanager
+    def hold_selection(self) -> Iterator[None]:
+        """Within, the first selection of every layer is kept and used again by both graphs.
+
+        For comparing graphs and for finite differences, where a selection must not move.
+        """
+        with self._bank.hold():
+            yield
+
+    def to_dense(self) -> nn.Module:
+        """A dense model of the original class with these parameters and copies of the buffers."""
+        model = self._dense[0]
+        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+    # What torch asks
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; in training mode this is one step of schedule and refresh.
+
+        Raises:
+            InputError: no tensor among the inputs, an empty batch for batch statistics, or a
+                shape that the dense model rejects as well.
+            UnsupportedError: the dtype or device is not supported by the backend asked for.
+            NothingToSparsifyError: no layer is worth it (first call only).
+        """
+        self._check(args, kwargs)
+        engine = self._engine
+        engine.prepare(args, kwargs)
+        if self.training:
+            self._bank.advance(self._decisions)
+        return engine.run(args, kwargs)
+
+    def _prepare(self, args: tuple[Any, ...]) -> None:
+        """Build everything for these inputs without running the model."""
+        self._check(args, {})
+        self._engine.prepare(args, {})
+        if "" not in self._untraced:
+            program, tensors = self._engine.program("", args, {})
+            self._engine.last = (program, self._engine.namespace_for(tensors))
+
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not tensors:
+            given = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
+            raise InputError(f"the model was called without a tensor (got {given})")
+        for i, tensor in enumerate(tensors):
+            numeric = tensor.is_floating_point() or tensor.is_complex()
+            if numeric and tensor.dtype not in _FLOATS:
+                allowed = ", ".join(str(dtype) for dtype in _FLOATS)
+                raise UnsupportedError(f"input {i} is {tensor.dtype}; supported are {allowed}")
+            if tensor.dim() and tensor.shape[0] == 0 and self._needs_statistics():
+                raise InputError(
+                    f"input {i} has an empty batch, of shape {tuple(tensor.shape)}: BatchNorm has "
+                    "no statistics of nothing; call eval() first, or leave empty batches out"
+                )
+
+    def _needs_statistics(self) -> bool:
+        modules = self._dense[0].modules()
+        return any(isinstance(m, _BATCH_NORMS) and m.training for m in modules)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch; going to eval mode projects the current weights for the selectors."""
+        if not isinstance(mode, bool):
+            raise ValueError("training mode is expected to be boolean")
+        self.training = mode
+        self._dense[0].train(mode)
+        self._bank.train(mode)
+        if not mode:
+            self._bank.refresh()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._built = None
+        self._bank.refresh()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Graphs are never copied or saved: they are built again."""
+        return {**self.__dict__, "_built": None}
+
+
+def _unknown(what: str) -> str:
+    return (
+        f"{what} when the first input is seen: call the module once, or pass "
+        "example_inputs to dsgc.compile"
+    )

@@ -1,0 +1,35 @@
+"""Bind the packed operators to the kernels of a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from dsgc.ops.normalization import PackedBatchNorm
+from dsgc.passes.context import Context
+from dsgc.passes.lower_to_packed import PackedSelection
+from dsgc.passes.patterns import module_of
+
+__all__ = ["choose_kernels", "operator_namespace"]
+
+
+def operator_namespace(node: fx.Node) -> str | None:
+    """The namespace of a dsgc operator, None for any other node."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    namespace = node.target.namespace
+    return namespace if namespace == "dsgc" or namespace.startswith("dsgc_") else None
+
+
+def choose_kernels(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+    """Rebind every dsgc operator, and the modules that call some, to `context.namespace`."""
+    operators = getattr(torch.ops, context.namespace)
+    for node in gm.graph.nodes:
+        if operator_namespace(node) is not None:
+            name = node.target.name().split("::")[1].split(".")[0]
+            node.target = getattr(operators, name).default
+        module = module_of(node)
+        if isinstance(module, (PackedSelection, PackedBatchNorm)):
+            module.namespace = context.namespace
+    gm.recompile()
+    return gm

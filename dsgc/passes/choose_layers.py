@@ -1,0 +1,245 @@
+"""Decide which convolutions and linear layers become sparse, and say why for each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from dsgc.config import Rule
+from dsgc.passes.context import Context, LayerDecision
+from dsgc.passes.geometry import Geometry, conv_padding, search_cost
+from dsgc.passes.patterns import (
+    batch_norm,
+    elementwise,
+    has_hooks,
+    is_flatten,
+    module_of,
+    pool,
+    shape_of,
+)
+from dsgc.trace import user_line
+
+__all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
+
+_FEW_CHANNELS = 4
+_WORTH = 0.9
+# Generated kernels re-lay the weights out at every call; one weight costs about as much as this
+# many multiply-adds (measured: the copy is bound by memory, the kernel is not).
+_RELAYOUT = 40.0
+_OTHER_LAYERS = (
+    nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
+)  # fmt: skip
+_FUNCTIONS: dict[Any, str] = {
+    F.conv1d: "conv1d", F.conv2d: "conv2d", F.conv3d: "conv3d", F.linear: "linear",
+}  # fmt: skip
+_SUPPORTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def is_layer(node: fx.Node) -> bool:
+    """Whether `node` is a convolution or linear layer, called as a module or as a function."""
+    if node.op == "call_function":
+        return node.target in _FUNCTIONS
+    return isinstance(module_of(node), (nn.Conv2d, nn.Linear, *_OTHER_LAYERS))
+
+
+def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+    """Mark every layer node with its decision (`node.meta["decision"]`).
+
+    Needs shapes. The first graph of a model decides; later ones only look the decisions up.
+    """
+    final = final_layers(gm) if context.last_part else set()
+    densities: dict[fx.Node, float] = {}
+    calls: dict[str, int] = {}
+    for node in gm.graph.nodes:
+        density = densities[node] = _density(node, densities)
+        if not is_layer(node):
+            continue
+        name = str(node.target) if node.op == "call_module" else node.name
+        calls[name] = calls.get(name, 0) + 1
+        site = name if calls[name] == 1 else f"{name}#{calls[name]}"
+        if site not in context.decisions:
+            context.decisions[site] = _decide(node, name, site, density, final, densities, context)
+        decision = node.meta["decision"] = context.decisions[site]
+        if decision.sparse and decision.settings is not None:
+            densities[node] = 1.0 - decision.settings.sparsity
+        else:
+            densities[node] = 1.0
+    return gm
+
+
+def final_layers(gm: fx.GraphModule) -> set[fx.Node]:
+    """The layers whose result reaches the output without another layer in between."""
+    found: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    work = [node for node in gm.graph.nodes if node.op == "output"]
+    while work:
+        node = work.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if is_layer(node):
+            found.add(node)
+        else:
+            work.extend(node.all_input_nodes)
+    return found
+
+
+def _density(node: fx.Node, densities: dict[fx.Node, float]) -> float:
+    """Estimated part of non-zero blocks in what `node` reads, or makes if it is no layer."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return 1.0
+    source = densities.get(node.args[0], 1.0)
+    if is_layer(node) or elementwise(node) or batch_norm(node) is not None or is_flatten(node):
+        return source
+    pooling = pool(node)
+    return 1.0 - (1.0 - source) ** pooling.area if pooling is not None else 1.0
+
+
+def _decide(
+    node: fx.Node,
+    name: str,
+    site: str,
+    density: float,
+    final: set[fx.Node],
+    densities: dict[fx.Node, float],
+    context: Context,
+) -> LayerDecision:
+    module = module_of(node)
+    kind = type(module).__name__ if module is not None else _FUNCTIONS[node.target]
+    dense = LayerDecision(name, site, kind, False, "", input_density=density, where=user_line(node))
+    if context.decided:
+        return replace(dense, reason="it did not run when the layers were chosen")
+    geometry, obstacle = _geometry(node, densities)
+    if geometry is None:
+        return replace(dense, reason=obstacle)
+    pixels, positions = _positions(node, geometry)
+    dense = replace(dense, macs=positions * geometry.window * geometry.out_channels)
+    rule = context.config.rule_for(name)
+    if rule is not None and rule.dense:
+        return replace(dense, reason=f"rule {rule.text!r} keeps it dense")
+    settings = context.config.settings_for(name, geometry.out_channels)
+    search, cost = search_cost(settings, geometry, pixels, positions)
+    chosen = replace(dense, search_macs=search, settings=settings, geometry=geometry)
+    refusal = _refusal(node, chosen, rule, positions, cost, node in final)
+    if refusal:
+        return replace(dense, reason=refusal)
+    why = f"rule {rule.text!r} asks for it" if _asked(rule) else "it pays"
+    return replace(chosen, sparse=True, reason=why)
+
+
+def _asked(rule: Rule | None) -> bool:
+    return rule is not None and rule.sparsity is not None
+
+
+def _refusal(
+    node: fx.Node,
+    layer: LayerDecision,
+    rule: Rule | None,
+    positions: int,
+    search: float,
+    final: bool,
+) -> str:
+    """Why a possible layer is better kept dense; empty if it is not."""
+    settings, geometry = layer.settings, layer.geometry
+    if settings is None or geometry is None or _asked(rule):
+        return ""
+    if layer.blocks < 2:
+        return (
+            f"{geometry.out_channels} output channels are fewer than 2 blocks of {settings.block}"
+        )
+    if layer.kind != "Linear" and geometry.in_channels <= _FEW_CHANNELS:
+        return f"a first convolution: it reads {geometry.in_channels} channels only"
+    if final:
+        return "it is the final classifier"
+    shape = shape_of(node)
+    batch = shape[0] if shape else 1
+    work = (1.0 - settings.sparsity) * layer.input_density
+    relayout = _RELAYOUT / max(1, positions * batch)
+    total = search + work + relayout
+    if total < _WORTH:
+        return ""
+    return (
+        f"it does not pay: search {search:.0%}, remaining work {work:.0%} and laying the weights "
+        f"out {relayout:.0%} of the dense layer"
+    )
+
+
+def _positions(node: fx.Node, geometry: Geometry) -> tuple[int, int]:
+    """Input pixels and output positions of one sample."""
+    made, source = shape_of(node), shape_of(node.args[0])
+    if made is None or source is None:
+        return 1, 1
+    if isinstance(module_of(node), nn.Conv2d):
+        return math.prod(source[2:]), math.prod(made[2:])
+    if geometry.map_size is not None:
+        return math.prod(geometry.map_size[1:]), 1
+    rows = math.prod(made[1:-1])
+    return rows, rows
+
+
+def _geometry(node: fx.Node, densities: dict[fx.Node, float]) -> tuple[Geometry | None, str]:
+    """The geometry of a layer that can be sparse, or why it cannot."""
+    module = module_of(node)
+    if module is None:
+        return None, "it is called as a function (only modules can be sparse)"
+    if not isinstance(module, (nn.Conv2d, nn.Linear)) or isinstance(module, nn.ConvTranspose2d):
+        return None, f"{type(module).__name__} is not supported (Conv2d and Linear are)"
+    if has_hooks(module):
+        return None, "it has hooks"
+    if "weight" not in module._parameters or module.weight is None:
+        return None, "its weight is computed (a parametrization)"
+    if len(node.args) != 1 or node.kwargs or shape_of(node.args[0]) is None:
+        return None, "it is not called with one tensor"
+    source = shape_of(node.args[0]) or ()
+    if node.meta.get("dtype") not in _SUPPORTED:
+        return None, f"its dtype is {node.meta.get('dtype')}"
+    if isinstance(module, nn.Linear):
+        if len(source) < 2:
+            return None, "its input is one row without a batch"
+        map_size = find_whole_map(node, densities)
+        if map_size is None:
+            return Geometry(module.in_features, module.out_features), ""
+        channels, *window = map_size
+        kernel = (window[0], window[1])
+        return Geometry(channels, module.out_features, kernel, map_size=map_size), ""
+    return _conv_geometry(module, source)
+
+
+def _conv_geometry(conv: nn.Conv2d, source: tuple[int, ...]) -> tuple[Geometry | None, str]:
+    if type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+        return None, "its class changes what a convolution does"
+    if conv.groups != 1:
+        return None, f"it has {conv.groups} groups (grouped convolutions stay dense)"
+    if conv.padding_mode != "zeros":
+        return None, f"its padding mode is {conv.padding_mode!r} (only zeros are supported)"
+    padding = conv_padding(conv)
+    if padding is None:
+        return None, "its 'same' padding is uneven"
+    if len(source) != 4:
+        return None, "its input has no batch dimension"
+    kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+    return Geometry(
+        conv.in_channels,
+        conv.out_channels,
+        (kernel[0], kernel[1]),
+        (stride[0], stride[1]),
+        padding,
+        (dilation[0], dilation[1]),
+    ), ""
+
+
+def find_whole_map(node: fx.Node, densities: dict[fx.Node, float]) -> tuple[int, int, int] | None:
+    """(C, H, W) if a linear layer reads a flattened map that a sparse layer made."""
+    flat = node.args[0]
+    if not isinstance(flat, fx.Node) or not is_flatten(flat):
+        return None
+    source = flat.args[0]
+    shape = shape_of(source)
+    if shape is None or not isinstance(source, fx.Node) or densities.get(source, 1.0) >= 1.0:
+        return None
+    return (shape[1], shape[2], shape[3]) if shape[2] * shape[3] > 1 else None

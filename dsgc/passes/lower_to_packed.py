@@ -1,0 +1,392 @@
+"""Lower the semantic graph to packed values: the same results, nothing dense in between.
+
+An abstract interpretation: every node of the semantic graph is given a form. `Deferred` is a value,
+packed or dense, whose activation function is applied by those who read it; `Selection` is the
+packed form of a mask; anything else is a plain node. What has no rule of its own unpacks its
+arguments and is copied.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import dsgc.ops  # noqa: F401  defines torch.ops.dsgc
+from dsgc.errors import VerificationError
+from dsgc.ops.masked import masked_conv2d, masked_linear
+from dsgc.ops.normalization import MaskedBatchNorm, PackedBatchNorm
+from dsgc.passes.context import Context
+from dsgc.passes.patterns import batch_norm, elementwise, is_flatten, module_of, pool, shape_of
+from dsgc.select import Selector
+
+__all__ = ["PackedSelection", "lower_to_packed"]
+
+
+class PackedSelection(nn.Module):
+    """Calls a selector for the packed form of its selection."""
+
+    def __init__(self, selector: Selector, namespace: str = "dsgc") -> None:
+        super().__init__()
+        self.selector = selector
+        self.namespace = namespace
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None,
+        rowptr: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        act: str,
+        size: tuple[int, int, int],
+    ) -> tuple[Tensor, Tensor]:
+        """(index, rowptr) of the selection for the input given as a deferred activation."""
+        namespace = self.namespace
+        return self.selector.packed(x, index, rowptr, scale, shift, act, size, namespace)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A mask in packed form."""
+
+    index: fx.Node
+    rowptr: fx.Node
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A value whose readers apply `act`; packed if it has a selection. `shape` is without batch."""
+
+    x: fx.Node
+    selection: Selection | None
+    act: str
+    size: tuple[int, int, int]
+    shape: tuple[int, ...]
+    block: int = 0
+    scale: fx.Node | None = None
+    shift: fx.Node | None = None
+
+    @property
+    def is_map(self) -> bool:
+        """Whether the dense tensor is [N, C, H, W]; else it is rows [..., C]."""
+        return self.shape == self.size
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The ACT arguments of an operator."""
+        chosen = self.selection
+        pair = (None, None) if chosen is None else (chosen.index, chosen.rowptr)
+        return (self.x, *pair, self.scale, self.shift, self.act, self.size)
+
+
+Form = fx.Node | Selection | Deferred
+
+_AFTER_RELU = {
+    "identity": "relu",
+    "relu": "relu",
+    "affine": "affine_relu",
+    "affine_relu": "affine_relu",
+}
+_AFTER_NORM = {"identity": "affine", "relu": "relu_affine"}
+
+
+def lower_to_packed(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+    """A new graph module, on packed operators of namespace "dsgc"; `gm` stays as it is."""
+    return _Lowering(gm, context).run()
+
+
+class _Lowering:
+    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
+        self.source = gm
+        self.graph = fx.Graph()
+        self.result = fx.GraphModule(context.model, fx.Graph(), class_name="LoweredGraph")
+        self.forms: dict[fx.Node, Form] = {}
+        self.plain: dict[Deferred, fx.Node] = {}
+        self.current: fx.Node | None = None
+
+    def run(self) -> fx.GraphModule:
+        for node in self.source.graph.nodes:
+            self.current = node
+            self.forms[node] = self.lower(node)
+        for node in self.graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                self.adopt(str(node.target))
+        self.result.graph = self.graph
+        self.result.recompile()
+        return self.result
+
+    def adopt(self, target: str) -> None:
+        """Make `target` of the semantic graph reachable in the lowered graph."""
+        owner, _, name = target.rpartition(".")
+        try:
+            holder = self.result.get_submodule(owner)
+            if hasattr(holder, name):
+                return
+        except AttributeError:
+            pass
+        value: Any = self.source.get_submodule(owner)
+        found = getattr(value, name)
+        if isinstance(found, nn.Module):
+            self.result.add_submodule(target, found)
+        elif owner:
+            self.result.add_submodule(owner, value)
+        else:
+            setattr(self.result, name, found)
+
+    # Writing the new graph
+
+    def emit(self, op: str, target: Any, args: tuple[Any, ...], suffix: str = "") -> fx.Node:
+        """A node named after the semantic one that it belongs to."""
+        current = self.current
+        name = None if current is None else current.name + (f"_{suffix}" if suffix else "")
+        node = self.graph.create_node(op, target, args, name=name)
+        if current is not None:
+            node.stack_trace = current.stack_trace
+            if not suffix:
+                node.meta = dict(current.meta)
+        return node
+
+    def operator(self, name: str, *args: Any, suffix: str = "") -> fx.Node:
+        return self.emit("call_function", getattr(torch.ops.dsgc, name).default, args, suffix)
+
+    def item(self, value: fx.Node, i: int, suffix: str) -> fx.Node:
+        return self.emit("call_function", operator.getitem, (value, i), suffix)
+
+    def dense(self, form: Form) -> fx.Node:
+        """The plain tensor of a form."""
+        if isinstance(form, fx.Node):
+            return form
+        if isinstance(form, Selection):
+            raise VerificationError(f"{self.current}: a mask is read by something that is no layer")
+        if form not in self.plain:
+            name = "activate" if form.selection is None else "unpack"
+            node = self.operator(name, *form.arguments(), suffix=name)
+            if not form.is_map:
+                node = self.emit("call_method", "reshape", (node, (-1, *form.shape)), "rows")
+            self.plain[form] = node
+        return self.plain[form]
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        """The default rule: everything packed that `node` reads is unpacked."""
+        return self.graph.node_copy(node, lambda n: self.dense(self.forms[n]))
+
+    # Rules
+
+    def lower(self, node: fx.Node) -> Form:
+        module = module_of(node)
+        if node.target is masked_conv2d:
+            return self.convolution(node)
+        if node.target is masked_linear:
+            return self.linear(node)
+        if isinstance(module, Selector):
+            return self.selection(node, module)
+        if isinstance(module, MaskedBatchNorm):
+            return self.normalization(node, module)
+        if node.op == "placeholder":
+            return self.placeholder(node)
+        found = self.plain_rule(node)
+        return self.copy(node) if found is None else found
+
+    def plain_rule(self, node: fx.Node) -> Form | None:
+        """Rules for nodes of the dense model that read a deferred value; None if none holds."""
+        source = self.forms.get(node.args[0]) if _reads_node(node) else None
+        if isinstance(source, fx.Node) and self.defers_norm(node):
+            norm = batch_norm(node)
+            shape = shape_of(node.args[0])
+            if norm is not None and shape is not None:
+                value = Deferred(source, None, "identity", _size(shape), shape[1:])
+                return self.affine(value, norm, "all")
+        if not isinstance(source, Deferred):
+            return None
+        kind = elementwise(node)
+        if kind == "identity":
+            return source
+        if kind == "relu":
+            return self.relu(source)
+        if source.selection is None:
+            return None
+        if kind == "zero":
+            return replace(self.settled(source), x=self.on_values(node, self.settled(source).x))
+        shape = shape_of(node)
+        if not source.is_map:
+            return None
+        if pool(node) is not None and shape is not None:
+            return self.pooling(node, source, shape)
+        if is_flatten(node) and source.size[1:] == (1, 1):
+            return replace(source, shape=(source.size[0],))
+        if _is_identity_pool(node):
+            return source
+        return None
+
+    def placeholder(self, node: fx.Node) -> fx.Node:
+        made = self.graph.node_copy(node)
+        dtype = node.meta.get("dtype")
+        if len(shape_of(node) or ()) != 4 or dtype is None or not dtype.is_floating_point:
+            return made
+        return self.graph.create_node(
+            "call_method",
+            "contiguous",
+            (made,),
+            {"memory_format": torch.channels_last},
+            name=f"{node.name}_channels_last",
+        )
+
+    def input_of(self, node: object, rows: bool) -> Deferred:
+        """The form of a layer's input as operators take it; rows are maps of 1 x 1."""
+        if not isinstance(node, fx.Node):
+            raise VerificationError(f"{self.current}: a layer without an input")
+        form, shape = self.forms[node], shape_of(node)
+        if shape is None:
+            raise VerificationError(f"{self.current}: the shape of its input is not known")
+        if isinstance(form, Deferred) and form.is_map != rows:
+            return form
+        x = self.dense(form)
+        if not rows:
+            return Deferred(x, None, "identity", _size(shape), shape[1:])
+        x = self.emit("call_method", "reshape", (x, (-1, shape[-1], 1, 1)), "input")
+        return Deferred(x, None, "identity", (shape[-1], 1, 1), shape[1:])
+
+    def selection(self, node: fx.Node, selector: Selector) -> Selection:
+        value = self.input_of(node.args[0], _selects_rows(node))
+        target = f"dsgc_packed.{node.name}"
+        self.result.add_submodule(target, PackedSelection(selector))
+        found = self.emit("call_module", target, value.arguments(), "selection")
+        return Selection(self.item(found, 0, "index"), self.item(found, 1, "rowptr"))
+
+    def convolution(self, node: fx.Node) -> Deferred:
+        x, weight, bias, mask, block, stride, padding, dilation = node.args
+        shape = shape_of(node)
+        if shape is None:
+            raise VerificationError(f"{node.name}: its shape is not known")
+        window = (stride, padding, dilation)
+        size = _size(shape)
+        return self.layer(self.input_of(x, False), weight, bias, mask, block, window, size, size)
+
+    def linear(self, node: fx.Node) -> Deferred:
+        x, weight, bias, mask, block = node.args
+        shape = shape_of(node)
+        if shape is None or not isinstance(weight, fx.Node):
+            raise VerificationError(f"{node.name}: its shape is not known")
+        value = self.input_of(x, True)
+        flat = self.dense(self.forms[weight])
+        kernel_shape = (shape[-1], value.size[0], 1, 1)
+        kernel = self.emit("call_method", "reshape", (flat, kernel_shape), "kernel")
+        window, size = ((1, 1), (0, 0), (1, 1)), (shape[-1], 1, 1)
+        return self.layer(value, kernel, bias, mask, block, window, size, shape[1:])
+
+    def layer(
+        self,
+        value: Deferred,
+        weight: Any,
+        bias: Any,
+        mask: Any,
+        block: Any,
+        window: tuple[Any, ...],
+        size: tuple[int, int, int],
+        shape: tuple[int, ...],
+    ) -> Deferred:
+        chosen = self.forms[mask]
+        if not isinstance(chosen, Selection):
+            raise VerificationError(f"{self.current}: its mask does not come from a selector")
+        tensors = [
+            self.dense(self.forms.get(t, t)) if t is not None else None for t in (weight, bias)
+        ]
+        y = self.operator(
+            "conv2d", *value.arguments(), *tensors, chosen.index, chosen.rowptr, block, *window
+        )
+        return Deferred(y, chosen, "identity", size, shape, block)
+
+    def relu(self, value: Deferred) -> Deferred:
+        if value.act not in _AFTER_RELU:
+            value = self.settled(value)
+        return replace(value, act=_AFTER_RELU[value.act])
+
+    def settled(self, value: Deferred) -> Deferred:
+        """The same value with nothing left to apply."""
+        if value.act == "identity":
+            return value
+        x = self.operator("activate", *value.arguments(), suffix="activated")
+        return replace(value, x=x, act="identity", scale=None, shift=None)
+
+    def on_values(self, node: fx.Node, values: fx.Node) -> fx.Node:
+        """`node`, an elementwise function with f(0) = 0, on packed values."""
+        return self.graph.node_copy(node, lambda _: values)
+
+    def normalization(self, node: fx.Node, norm: MaskedBatchNorm) -> Form:
+        value, mask = self.forms[node.args[0]], self.forms[node.args[1]]  # type: ignore[index]
+        if not isinstance(value, Deferred) or value.selection is None or value.selection != mask:
+            raise VerificationError(f"{node.name}: its input is not packed by its own mask")
+        return self.affine(value, norm.bn, norm.over)
+
+    def affine(self, value: Deferred, norm: nn.Module, over: str) -> Deferred:
+        if value.act not in _AFTER_NORM:
+            value = self.settled(value)
+        name = self.current.name if self.current is not None else ""
+        target = f"dsgc_norm.{name}"
+        self.result.add_submodule(target, PackedBatchNorm(norm, over, "dsgc"))
+        index, rowptr = value.arguments()[1:3]
+        relu = value.act == "relu"
+        found = self.emit("call_module", target, (value.x, index, rowptr, value.size, relu), "norm")
+        scale, shift = self.item(found, 0, "scale"), self.item(found, 1, "shift")
+        return replace(value, act=_AFTER_NORM[value.act], scale=scale, shift=shift)
+
+    def pooling(self, node: fx.Node, value: Deferred, shape: tuple[int, ...]) -> Deferred | None:
+        p = pool(node)
+        if p is None:
+            return None
+        window = (p.kernel, p.stride, p.padding, p.ceil_mode, p.count_include_pad)
+        found = self.operator("pool2d", *value.arguments(), p.mode, *window, suffix="pool")
+        values, index, rowptr = (
+            self.item(found, i, name) for i, name in enumerate(("values", "index", "rowptr"))
+        )
+        chosen = Selection(index, rowptr)
+        return Deferred(values, chosen, "identity", _size(shape), shape[1:], value.block)
+
+    def defers_norm(self, node: fx.Node) -> bool:
+        """Whether a dense BatchNorm is read by sparse convolutions only, after a ReLU or not.
+
+        Then they apply it themselves and only the map before it is kept for backward.
+        """
+        norm = batch_norm(node)
+        return isinstance(norm, nn.BatchNorm2d) and _only_sparse_readers(node, through_relu=True)
+
+
+def _selects_rows(mask: fx.Node) -> bool:
+    """Whether a selector reads rows [..., C] and not maps."""
+    decision = mask.meta["selects_for"]
+    return bool(decision.kind == "Linear" and decision.geometry.map_size is None)
+
+
+def _reads_node(node: fx.Node) -> bool:
+    return bool(node.args) and isinstance(node.args[0], fx.Node)
+
+
+def _only_sparse_readers(node: fx.Node, through_relu: bool) -> bool:
+    for user in node.users:
+        if user.target is masked_conv2d and user.args[0] is node:
+            continue
+        if isinstance(module_of(user), Selector):
+            continue
+        if through_relu and elementwise(user) == "relu" and _only_sparse_readers(user, False):
+            continue
+        return False
+    return bool(node.users)
+
+
+def _is_identity_pool(node: fx.Node) -> bool:
+    """Whether an adaptive pooling leaves maps of this size as they are."""
+    module = module_of(node)
+    kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+    functions = (nn.functional.adaptive_avg_pool2d,)
+    if type(module) not in kinds and node.target not in functions:
+        return False
+    if getattr(module, "return_indices", False):
+        return False
+    return shape_of(node) == shape_of(node.args[0]) and shape_of(node) is not None
+
+
+def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    return (shape[1], shape[2], shape[3])

@@ -1,0 +1,61 @@
+"""Every error is of a type of its own, below one base."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import dsgc
+from dsgc import errors
+
+
+@pytest.mark.parametrize("name", [n for n in errors.__all__ if n != "DsgcError"])
+def test_errors_have_one_base_and_are_exported(name: str) -> None:
+    error = getattr(errors, name)
+    assert issubclass(error, dsgc.DsgcError)
+    assert getattr(dsgc, name) is error
+    again = pickle.loads(pickle.dumps(error("what, where, and what to do")))
+    assert type(again) is error
+    assert str(again) == "what, where, and what to do"
+
+
+def test_wrong_values_are_value_errors() -> None:
+    assert issubclass(dsgc.ConfigError, ValueError)
+    assert issubclass(dsgc.InputError, ValueError)
+
+
+def test_not_a_module() -> None:
+    with pytest.raises(dsgc.ConfigError, match="model must be"):
+        dsgc.compile(torch.relu)  # type: ignore[arg-type]
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(dsgc.ConfigError, match="'cuda'.*'auto'"):
+        dsgc.compile(nn.Linear(2, 2), backend="cuda")
+
+
+def test_sparsity_and_config_together() -> None:
+    with pytest.raises(dsgc.ConfigError, match="not both"):
+        dsgc.compile(nn.Linear(2, 2), 0.5, config=dsgc.SparsityConfig())
+
+
+def test_model_without_layers() -> None:
+    with pytest.raises(dsgc.NothingToSparsifyError, match="no Conv2d and no Linear"):
+        dsgc.compile(nn.Sequential(nn.ReLU()))
+
+
+def test_rule_for_a_layer_that_does_not_exist() -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.Linear(64, 2))
+    with pytest.raises(dsgc.UnknownLayerError, match="'conv1'"):
+        dsgc.compile(model, config=dsgc.SparsityConfig(rules={"conv1": 0.5}))
+
+
+def test_nothing_to_sparsify_gives_a_reason_for_every_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.Linear(64 * 4, 10))
+    with pytest.raises(dsgc.NothingToSparsifyError, match="final classifier") as caught:
+        dsgc.compile(model)(torch.randn(2, 3, 4, 4))
+    assert set(caught.value.reasons) == {"0", "2"}
+    assert "3 channels" in caught.value.reasons["0"]
