@@ -1,4 +1,4 @@
-"""What operator tests cannot see: list building, thread independence, misaligned inputs, unsupported dtypes."""
+"""What operator tests cannot see: list building, thread independence, misaligned inputs."""
 
 from collections.abc import Iterator
 
@@ -67,7 +67,7 @@ def test_bitmasks_expand_to_the_list_they_stand_for(
 
 
 def _convolution(offset: int = 0) -> tuple[torch.Tensor, ...]:
-    """A packed convolution, forward and backward; ``offset`` misaligns the values by that many floats."""
+    """A packed convolution, forward and backward; ``offset`` floats misalign its input."""
     generator = torch.Generator().manual_seed(1)
     size, outputs = [48, 9, 9], 40
     index, rowptr = mask_to_selection(torch.rand(3, 3, 9, 9, generator=generator) < 0.5, False)

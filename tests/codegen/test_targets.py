@@ -1,4 +1,4 @@
-"""The same templates for every CPU: what the machine code holds, and objects for machines that are not here."""
+"""The same templates for every CPU: what the machine code holds, and objects for other CPUs."""
 
 import re
 from collections.abc import Callable
@@ -63,5 +63,5 @@ def test_the_host_is_known_by_its_features() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="pentium.*aarch64"):
+    with pytest.raises(ValueError, match=r"pentium.*aarch64"):
         named_target("pentium")
