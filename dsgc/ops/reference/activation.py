@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -65,13 +66,18 @@ def activate(
 ) -> Tensor:
     """The numbers a deferred activation stands for, stored as x is."""
     check_activation(Activation(x, index, rowptr, scale, shift, act, size))
-    out = x.clone() if index is not None else channels_last(x)
-    if act in ("relu", "relu_affine"):
-        out = out.relu()
+    out = x.relu() if act in ("relu", "relu_affine") else x
     if scale is not None and shift is not None:
         ids = block_ids(index, rowptr)
         out = out * per_entry(scale, ids, x.shape[1]) + per_entry(shift, ids, x.shape[1])
-    return (out.relu() if act == "affine_relu" else out).to(x.dtype)
+    if act == "affine_relu":
+        out = out.relu()
+    return _stored(out, index)
+
+
+def _stored(x: Tensor, index: Tensor | None) -> Tensor:
+    """A fresh copy of a result in the strides that all results have."""
+    return channels_last(x) if index is None else x.clone(memory_format=torch.contiguous_format)
 
 
 def activate_backward(
@@ -86,10 +92,9 @@ def activate_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dscale, dshift) from the gradient of `activate`'s result."""
     check_activation(Activation(x, index, rowptr, scale, shift, act, size))
-    grad = grad.clone() if index is not None else channels_last(grad)
-    empty = x.new_empty(0)
     if scale is None or shift is None:
-        return (grad.masked_fill(x <= 0, 0) if act == "relu" else grad), empty, empty.clone()
+        dx = grad.masked_fill(x <= 0, 0) if act == "relu" else grad
+        return _stored(dx, index), x.new_empty(0), x.new_empty(0)
     ids = block_ids(index, rowptr)
     wide = per_entry(scale, ids, x.shape[1])
     if act == "affine_relu":
@@ -98,7 +103,8 @@ def activate_backward(
     dx = grad * wide
     if act == "relu_affine":
         dx = dx.masked_fill(x <= 0, 0)
-    return dx, per_channel(grad * inner, ids, size[0]), per_channel(grad, ids, size[0])
+    dscale, dshift = per_channel(grad * inner, ids, size[0]), per_channel(grad, ids, size[0])
+    return _stored(dx, index), dscale, dshift
 
 
 def pack(x: Tensor, index: Tensor, rowptr: Tensor, block: int) -> Tensor:
