@@ -60,9 +60,18 @@ def _update_running(bn: _NormBase, mean: Tensor, var: Tensor, count: Tensor) -> 
         running.copy_(torch.where(seen, moved, running))
 
 
-def _scale_and_shift(bn: _NormBase, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """[C] each, such that x * scale + shift is x normalised; differentiable in everything."""
+def _scale_and_shift(
+    bn: _NormBase, mean: Tensor, var: Tensor, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """[C] each, such that x * scale + shift is x normalised; differentiable in everything.
+
+    `count` [C] is given where mean and var come from the batch. A single entry is its own mean: it
+    normalises to exactly zero and takes no gradient, which a scale of zero says without the
+    rounding error that 1/sqrt(eps) would blow up.
+    """
     scale = (var + bn.eps).rsqrt()
+    if count is not None:
+        scale = torch.where(count > 1, scale, torch.zeros_like(scale))
     if bn.weight is not None:
         scale = scale * bn.weight
     shift = -mean * scale
@@ -103,9 +112,9 @@ class MaskedBatchNorm(nn.Module):
         if _uses_batch(self.bn):
             mean, var, count = self._statistics(wide, mask, block)
             _update_running(self.bn, mean, var, count)
+            scale, shift = _scale_and_shift(self.bn, mean, var, count)
         else:
-            mean, var = _running(self.bn)
-        scale, shift = _scale_and_shift(self.bn, mean, var)
+            scale, shift = _scale_and_shift(self.bn, *_running(self.bn))
         view = (1, -1, 1, 1) if y.dim() == 4 else (1, -1)
         out = wide * scale.view(view) + shift.view(view)
         return apply_mask(out, mask, block).to(y.dtype)
@@ -159,6 +168,5 @@ class PackedBatchNorm(nn.Module):
             ops = getattr(torch.ops, self.namespace)
             mean, var, count = ops.batch_stats(x, index, rowptr, size, relu, self.over)
             _update_running(self.bn, mean, var, count)
-        else:
-            mean, var = _running(self.bn)
-        return _scale_and_shift(self.bn, mean, var)
+            return _scale_and_shift(self.bn, mean, var, count)
+        return _scale_and_shift(self.bn, *_running(self.bn))
