@@ -16,7 +16,7 @@ __all__ = ["compile"]
 _BACKENDS = ("auto", "tvm", "reference")
 
 
-def compile(  # noqa: A001  the name users expect, as in torch.compile
+def compile(
     model: nn.Module,
     sparsity: float | None = None,
     *,
@@ -49,6 +49,8 @@ def compile(  # noqa: A001  the name users expect, as in torch.compile
         raise ConfigError(f"backend={backend!r} is not possible: one of {allowed}", "backend")
     if config is not None and sparsity is not None:
         raise ConfigError("give either sparsity or config, not both", "sparsity")
+    if config is not None and not isinstance(config, SparsityConfig):
+        raise ConfigError(f"config must be a SparsityConfig, not {type(config).__name__}", "config")
     if config is None:
         config = SparsityConfig() if sparsity is None else SparsityConfig(sparsity=sparsity)
     if isinstance(model, SparseModule):

@@ -55,7 +55,7 @@ class SparseModule(nn.Module):
         self._modules = {**model._modules, "dsgc_selectors": self._bank}
         self.training = model.training
         self._bank.train(model.training)
-        self.register_load_state_dict_post_hook(_refresh_after_load)
+        self.register_load_state_dict_post_hook(_refresh_after_load)  # type: ignore[no-untyped-call]
 
     @property
     def _bank(self) -> SelectorBank:
@@ -208,7 +208,7 @@ class SparseModule(nn.Module):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._built = None
         self._bank.refresh()
         return self

@@ -311,7 +311,7 @@ _DROPOUTS = (
 def _dropout_arguments(node: fx.Node) -> dict[str, Any] | None:
     if node.op != "call_function" or node.target not in _DROPOUTS:
         return None
-    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return dict(bound.arguments)
 

@@ -33,7 +33,7 @@ def test_not_a_module() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(dsgc.ConfigError, match="'cuda'.*'auto'"):
+    with pytest.raises(dsgc.ConfigError, match=r"'cuda'.*'auto'"):
         dsgc.compile(nn.Linear(2, 2), backend="cuda")
 
 

@@ -128,12 +128,10 @@ def _decide(
     refusal = _refusal(node, chosen, rule, positions, cost, node in final)
     if refusal:
         return replace(dense, reason=refusal)
-    why = f"rule {rule.text!r} asks for it" if _asked(rule) else "it pays"
+    why = "it pays"
+    if rule is not None and rule.sparsity is not None:
+        why = f"rule {rule.text!r} asks for it"
     return replace(chosen, sparse=True, reason=why)
-
-
-def _asked(rule: Rule | None) -> bool:
-    return rule is not None and rule.sparsity is not None
 
 
 def _refusal(
@@ -146,7 +144,7 @@ def _refusal(
 ) -> str:
     """Why a possible layer is better kept dense; empty if it is not."""
     settings, geometry = layer.settings, layer.geometry
-    if settings is None or geometry is None or _asked(rule):
+    if settings is None or geometry is None or (rule is not None and rule.sparsity is not None):
         return ""
     if layer.blocks < 2:
         return (

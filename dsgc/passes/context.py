@@ -48,9 +48,10 @@ MakeSelector = Callable[[LayerDecision], nn.Module]
 class Context:
     """The state that passes read and write besides the graph.
 
-    `decisions` is by site, in the order of execution. Once `decided`, passes only look layers up, so that every
-    graph of a model (another image size, another call) makes the same layers sparse. `last_part`
-    is False for a part of a model whose output other parts read: it has no final classifier.
+    `decisions` is by site, in the order of execution. Once `decided`, passes only look layers up,
+    so that every graph of a model (another image size, another call) makes the same layers sparse.
+    `last_part` is False for a part of a model whose output other parts read: it has no final
+    classifier.
     """
 
     model: nn.Module

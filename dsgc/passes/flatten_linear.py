@@ -1,4 +1,4 @@
-"""Flatten + linear becomes a convolution whose kernel is the whole map, so that maps stay packed."""
+"""Flatten + linear becomes a convolution with the whole map as kernel: maps stay packed."""
 
 from __future__ import annotations
 

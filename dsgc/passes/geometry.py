@@ -39,8 +39,7 @@ def conv_padding(conv: nn.Conv2d) -> Pair | None:
     if conv.padding == "same":
         total = [d * (k - 1) for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
         return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
-    vertical, horizontal = conv.padding
-    return (int(vertical), int(horizontal))
+    return (int(conv.padding[0]), int(conv.padding[1]))
 
 
 def search_cost(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from dsgc.errors import VerificationError
@@ -57,7 +59,7 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, decision: LayerDecision, context
     node.args = (x, weight, bias, mask, settings.block, *window)
 
 
-def _whole_map(graph: fx.Graph, x: object, map_size: tuple[int, int, int], name: str) -> fx.Node:
+def _whole_map(graph: fx.Graph, x: Any, map_size: tuple[int, int, int], name: str) -> fx.Node:
     """The map that was flattened into `x`; selection of a whole-map layer works on it."""
     if isinstance(x, fx.Node) and is_flatten(x):
         source = x.args[0]

@@ -192,7 +192,8 @@ class _Lowering:
 
     def plain_rule(self, node: fx.Node) -> Form | None:
         """Rules for nodes of the dense model that read a deferred value; None if none holds."""
-        source = self.forms.get(node.args[0]) if _reads_node(node) else None
+        read = node.args[0] if node.args else None
+        source = self.forms.get(read) if isinstance(read, fx.Node) else None
         if isinstance(source, fx.Node) and self.defers_norm(node):
             norm = batch_norm(node)
             shape = shape_of(node.args[0])
@@ -358,10 +359,6 @@ def _selects_rows(mask: fx.Node) -> bool:
     """Whether a selector reads rows [..., C] and not maps."""
     decision = mask.meta["selects_for"]
     return bool(decision.kind == "Linear" and decision.geometry.map_size is None)
-
-
-def _reads_node(node: fx.Node) -> bool:
-    return bool(node.args) and isinstance(node.args[0], fx.Node)
 
 
 def _only_sparse_readers(node: fx.Node, through_relu: bool) -> bool:

@@ -136,8 +136,15 @@ def _pair(value: Any) -> Pair:
     return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
 
 
-_MAX_NAMES = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-_AVG_NAMES = (
+_MAX_NAMES: tuple[str, ...] = (
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "ceil_mode",
+    "return_indices",
+)
+_AVG_NAMES: tuple[str, ...] = (
     "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override",
 )  # fmt: skip
 _POOL_FUNCTIONS: dict[Any, tuple[str, tuple[str, ...]]] = {

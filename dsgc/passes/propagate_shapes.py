@@ -28,12 +28,16 @@ class _Recorder(fx.Interpreter):
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run the body in eval mode, without gradients, leaving no trace in modes or generators."""
     before = [(module, module.training) for module in model.modules()]
+    # Autocast must not remember the fake copies of weights for later.
+    caching = torch.is_autocast_cache_enabled()
     try:
+        torch.set_autocast_cache_enabled(False)
         for module, _ in before:
             module.training = False
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
+        torch.set_autocast_cache_enabled(caching)
         for module, mode in before:
             module.training = mode
 
@@ -65,5 +69,6 @@ def propagate_shapes(
         except Exception as error:
             shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs)
             raise InputError(
-                f"the dense model itself rejects inputs of {shapes}: {type(error).__name__}: {error}"
+                f"the dense model itself rejects inputs of {shapes}: "
+                f"{type(error).__name__}: {error}"
             ) from error
