@@ -111,7 +111,7 @@ def measure(
             multiply_adds=count_multiply_adds(one),
         )
     where = (platform.machine(), torch.get_num_threads(), torch.__version__)
-    return Result(workload, backend, where[1], where[0], str(where[2]), **sides)
+    return Result(workload, sparse.backend, where[1], where[0], str(where[2]), **sides)
 
 
 def table(result: Result) -> Table:

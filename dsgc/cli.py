@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def demo(
         int | None, typer.Option(min=1, help="Threads of both networks; by default all cores.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    width: Annotated[float, typer.Option(min=0.05, help="Multiplies the channels.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each network.")] = 15,
     backend: Annotated[Backend, typer.Option(help="What runs the sparse network.")] = Backend.auto,
     as_json: Annotated[
@@ -69,12 +69,11 @@ def demo(
         seed=seed,
         backend=backend.value,
         rounds=rounds,
-        width=width,
     )
     try:
         result = _run_with_progress(options, Console(stderr=True, quiet=as_json))
     except DsgcError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
@@ -94,7 +93,7 @@ def _run_with_progress(options: DemoOptions, console: Console) -> DemoResult:
     )
     texts = {"dense": "training dense", "sparse": "training sparse", "measure": "measuring both"}
     with Progress(*columns, console=console) as bars:
-        tasks = {name: bars.add_task(text, start=False) for name, text in texts.items()}
+        tasks = {name: bars.add_task(text, start=False, total=None) for name, text in texts.items()}
 
         def report(name: str, done: int, total: int) -> None:
             task = bars.tasks[tasks[name]]

@@ -1,7 +1,7 @@
 """Every network of the zoo takes a training step, and both graphs agree on it.
 
-Small images and narrow layers keep this fast; the layers that are made sparse are those that
-`dsgc.compile` chooses on its own, except where the cost model finds a narrow network not worth it.
+Small images and narrow layers keep this fast. Since the cost model rightly keeps such small layers
+dense, rules make every convolution and linear layer sparse but the first and the last.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from dsgc import zoo
 
 @dataclass(frozen=True)
 class Case:
-    """A network, small: its width, image and batch, and the layers that a rule makes sparse."""
+    """A network, small: its width, image and batch."""
 
     name: str
     width: float
     image_size: int
     batch: int = 4
-    rules: str | None = None
 
 
 CASES = (
@@ -39,27 +38,37 @@ CASES = (
     Case("wrn16_4", 0.5, 16),
     Case("alexnet", 0.25, 67),
     Case("vgg16", 0.25, 32),
-    Case("vgg16_bn", 0.25, 64, batch=2),
+    Case("vgg16_bn", 0.25, 32),
     Case("resnet18", 0.25, 64),
     Case("resnet50", 0.25, 64),
 )
 
 
 def network(case: Case, dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
-    """The network without dropout, whose random numbers would differ by graph, and a batch."""
+    """The network in a state in which its gradient is well defined, and a batch.
+
+    Dropout is off: its random numbers would differ by graph. BatchNorm's scales and shifts are
+    random: with a shift of zero, a channel that has one active entry normalises it to zero, right
+    on the kink of the ReLU, and rounding decides about the gradient. A large eps keeps channels
+    with few entries from multiplying rounding errors by 300.
+    """
     model = zoo.build(case.name, classes=10, width=case.width, image_size=case.image_size)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.eps = 0.1
     channels = zoo.NETWORKS[case.name].in_channels
     images = torch.randn(case.batch, channels, case.image_size, case.image_size, dtype=dtype)
     return model.to(dtype), images, torch.randint(10, (case.batch,))
 
 
-def compiled(case: Case, model: nn.Module, backend: str) -> dsgc.SparseModule:
+def compiled(model: nn.Module, backend: str) -> dsgc.SparseModule:
     """The sparse form of `model` at 80 %, in training mode."""
-    rules = {case.rules: 0.8} if case.rules else {}
-    config = dsgc.SparsityConfig(sparsity=0.8, rules=rules)
+    layers = [name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    config = dsgc.SparsityConfig(sparsity=0.8, rules=dict.fromkeys(layers[1:-1], 0.8))
     return dsgc.compile(model, config=config, backend=backend).train()
 
 
@@ -79,6 +88,8 @@ def assert_graphs_agree(
     parameters = dict(sparse.named_parameters())
     with sparse.hold_selection():
         sparse(images)
+        dense = [name for name, decision in sparse.decisions.items() if not decision.sparse]
+        assert len(dense) == 2, "only the first and the last layer stay dense"
         meant = loss_and_gradients(sparse.semantic_graph, parameters, images, labels)
         done = loss_and_gradients(sparse.lowered_graph, parameters, images, labels)
     assert float((done[0] - meant[0]).abs() / meant[0].abs()) <= tolerance
@@ -96,19 +107,19 @@ def test_every_network_is_tested() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_graphs_agree_in_float64(case: Case) -> None:
     model, images, labels = network(case, torch.float64)
-    assert_graphs_agree(compiled(case, model, "reference"), images, labels, 1e-9)
+    assert_graphs_agree(compiled(model, "reference"), images, labels, 1e-9)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_graphs_agree_in_float32_on_kernels(case: Case) -> None:
     model, images, labels = network(case, torch.float32)
-    assert_graphs_agree(compiled(case, model, "tvm"), images, labels, 1e-4)
+    assert_graphs_agree(compiled(model, "tvm"), images, labels, 1e-4)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_training_step_moves_the_dense_model(case: Case) -> None:
     model, images, labels = network(case, torch.float32)
-    sparse = compiled(case, model, "auto")
+    sparse = compiled(model, "auto")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     F.cross_entropy(sparse(images), labels).backward()  # type: ignore[no-untyped-call]
