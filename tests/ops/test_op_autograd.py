@@ -1,0 +1,253 @@
+"""The operators as torch sees them: schemas, fakes, gradients, and what is kept for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsgc.ops import SPECS, mask_to_selection, register
+from dsgc.ops.normalization import PackedBatchNorm
+from dsgc.ops.reference import KERNELS
+from dsgc.select import project_weight, ternary_projection
+from tests.ops.cases import ACTS, Namespace, Packed, Source, out_mask
+
+SIZE = (4, 3)
+WINDOW = ((2, 1), (1, 1), (1, 1))
+POOL = ((3, 2), (2, 2), (1, 0), True, False)
+FORMS = [(0, 8), (8, 8), (8, 16), (1, 1), (1, 16), (16, 1)]
+
+
+def _input(namespace: Namespace, block: int, act: str, batch: int = 2) -> Packed:
+    return Source(batch, 10, *SIZE, block, act, 0.6, False, 2).build(namespace.dtype)
+
+
+def _leaf(x: Any) -> Any:
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x.detach().clone().requires_grad_()
+    return x
+
+
+def _act(namespace: Namespace, block: int, act: str) -> tuple[Any, ...]:
+    return tuple(map(_leaf, _input(namespace, block, act).arguments(namespace.ops)))
+
+
+def _conv_arguments(namespace: Namespace, block: int) -> tuple[Any, ...]:
+    """The arguments of conv2d after the activation."""
+    weight = _leaf(torch.randn(11, 10, 3, 2, dtype=namespace.dtype))
+    bias = _leaf(torch.randn(11, dtype=namespace.dtype))
+    selection = mask_to_selection(out_mask(2, 11, (2, 4), block, 1), block == 1)
+    return weight, bias, *selection, block, *WINDOW
+
+
+def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, ...]]]]:
+    """Arguments to try, of every operator by name."""
+    ops, dtype = namespace.ops, namespace.dtype
+
+    def acts(blocks: tuple[int, ...] = (0, 1, 8)) -> list[tuple[Any, ...]]:
+        return [_act(namespace, block, act) for block in blocks for act in ACTS]
+
+    def grads(op: Any, arguments: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        return [(torch.ones_like(op(*a).detach()), *map(_plain, a)) for a in arguments]
+
+    def conv() -> list[tuple[Any, ...]]:
+        return [(*_act(namespace, a, "affine_relu"), *_conv_arguments(namespace, b))
+                for a, b in FORMS]  # fmt: skip
+
+    def conv_backward() -> list[tuple[Any, ...]]:
+        found = []
+        for grad, *rest in grads(ops.conv2d, conv()):
+            arguments = (grad, *rest[:8], *rest[9:])
+            found += [(*arguments, True, True, True), (*arguments, False, True, False)]
+        return found
+
+    def pool() -> list[tuple[Any, ...]]:
+        return [(*a, mode, *POOL) for mode in ("max", "avg") for a in acts((1, 8))]
+
+    def pool_backward() -> list[tuple[Any, ...]]:
+        found = []
+        for arguments in pool():
+            plain = tuple(map(_plain, arguments))
+            values, *selection = ops.pool2d(*plain)
+            found.append((torch.ones_like(values), *plain[:7], *selection, *plain[7:]))
+        return found
+
+    def stats() -> list[tuple[Any, ...]]:
+        return [(*_act(namespace, block, "identity")[:3], [10, *SIZE], relu, over)
+                for block in (0, 1, 8) for relu in (True, False) for over in ("active", "all")
+                ]  # fmt: skip
+
+    def stats_backward() -> list[tuple[Any, ...]]:
+        found = []
+        for arguments in stats():
+            *x, size, relu, _ = map(_plain, arguments)
+            mean, var, count = ops.batch_stats(*map(_plain, arguments))
+            found.append((mean, var, *x, mean, count, size, relu))
+        return found
+
+    def pack() -> list[tuple[Any, ...]]:
+        x = _leaf(torch.randn(2, 10, *SIZE, dtype=dtype))
+        return [(x, *_input(namespace, block, "relu").selection, block) for block in (1, 8)]
+
+    def drs() -> list[tuple[Any, ...]]:
+        found = []
+        weight = torch.randn(11, 10, 3, 2, dtype=dtype)
+        for window in (True, False):
+            projection = ternary_projection(60 if window else 10, 8, torch.Generator())
+            projected = project_weight(weight, projection, window)
+            found += [(*_act(namespace, block, "relu"), projection, projected, 11, 8, (3, 2),
+                       *WINDOW) for block in (0, 8)]  # fmt: skip
+        return found
+
+    scores = torch.randn(24, 5, dtype=dtype)
+    return {
+        "activate": acts,
+        "activate_backward": lambda: grads(ops.activate, acts()),
+        "pack": pack,
+        "unpack": acts,
+        "unpack_backward": lambda: grads(ops.unpack, acts()),
+        "conv2d": conv,
+        "conv2d_backward": conv_backward,
+        "batch_stats": stats,
+        "batch_stats_backward": stats_backward,
+        "pool2d": pool,
+        "pool2d_backward": pool_backward,
+        "drs_scores": drs,
+        "select_winners": lambda: [(_leaf(scores), 2, SIZE, (2, 2), b) for b in (True, False)],
+        "select_above": lambda: [(_leaf(scores), scores[0, :2].clone(), s, b)
+                                 for s in (True, False) for b in (True, False)],
+    }  # fmt: skip
+
+
+def _plain(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in SPECS])
+def test_opcheck(namespace: Namespace, name: str) -> None:
+    """torch's own checks: schema, fake against real, registration of the gradient."""
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = _operations(namespace)[name]()
+    for case in arguments:
+        torch.library.opcheck(getattr(namespace.ops, name), case, test_utils=checks)
+    # Through AOTAutograd, with sizes unknown: slow, so for the first and the last case only.
+    for case in (arguments[0], arguments[-1]):
+        torch.library.opcheck(
+            getattr(namespace.ops, name), case, test_utils="test_aot_dispatch_dynamic"
+        )
+
+
+def _gradcheck(op: Any, *arguments: Any) -> None:
+    """gradcheck of the operator's floating point outputs, one after the other."""
+    floats = [i for i, a in enumerate(arguments) if isinstance(a, Tensor) and a.requires_grad]
+
+    def run(*values: Tensor) -> tuple[Tensor, ...]:
+        given = list(arguments)
+        for i, value in zip(floats, values, strict=True):
+            given[i] = value
+        out = op(*given)
+        return tuple(o for o in (out if isinstance(out, tuple) else (out,)) if o.requires_grad)
+
+    assert torch.autograd.gradcheck(run, [arguments[i] for i in floats])
+
+
+REFERENCE = Namespace.named("dsgc")
+
+
+@pytest.mark.parametrize("name", ["activate", "pack", "unpack", "batch_stats"])
+def test_gradcheck(name: str) -> None:
+    for arguments in _operations(REFERENCE)[name]():
+        through = _through_pack if name != "pack" else getattr(REFERENCE.ops, name)
+        operator = getattr(REFERENCE.ops, name)
+        _gradcheck(through(operator) if name != "pack" else operator, *arguments)
+
+
+def _through_pack(operator: Any) -> Callable[..., Any]:
+    """The operator on values whose tail lanes are held at zero, as they always are."""
+
+    def run(x: Tensor, index: Tensor | None, *rest: Any) -> Any:
+        if index is None or index.dtype == torch.uint8:
+            return operator(x, index, *rest)
+        lanes = index.view(-1, 1) * x.shape[1] + torch.arange(x.shape[1])
+        return operator(x * (lanes < 10), index, *rest)
+
+    return run
+
+
+@pytest.mark.parametrize(("x_block", "y_block"), FORMS)
+@pytest.mark.parametrize("act", ACTS)
+def test_gradcheck_of_conv2d(x_block: int, y_block: int, act: str) -> None:
+    arguments = (*_act(REFERENCE, x_block, act), *_conv_arguments(REFERENCE, y_block))
+    _gradcheck(_through_pack(REFERENCE.ops.conv2d), *arguments)
+
+
+@pytest.mark.parametrize("mode", ["max", "avg"])
+@pytest.mark.parametrize("block", [1, 8])
+def test_gradcheck_of_pool2d(mode: str, block: int) -> None:
+    for act in ACTS:
+        arguments = (*_act(REFERENCE, block, act), mode, *POOL)
+        _gradcheck(_through_pack(REFERENCE.ops.pool2d), *arguments)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    arguments = (*_act(REFERENCE, 8, "relu"), *_conv_arguments(REFERENCE, 8))
+    y = REFERENCE.ops.conv2d(*arguments)
+    direction = torch.ones_like(y).requires_grad_()
+    (grad,) = torch.autograd.grad(y, arguments[7], direction, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_nothing_dense_is_kept_for_backward(namespace: Namespace) -> None:
+    """conv, BatchNorm, ReLU and pooling keep packed values and vectors, and no map."""
+    ops = namespace.ops
+    source = Source(8, 32, 8, 8, 8, "identity", 0.2, False, 0).build(namespace.dtype)
+    arguments = source.arguments(ops)
+    weight = _leaf(torch.randn(32, 32, 3, 3, dtype=namespace.dtype))
+    selection = mask_to_selection(out_mask(8, 32, (8, 8), 8, 4), False)
+    norm = PackedBatchNorm(torch.nn.BatchNorm2d(32).to(namespace.dtype), "active", namespace.name)
+    kept: dict[int, tuple[int, ...]] = {}
+
+    def note(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = tuple(x.shape)
+        return x
+
+    size = [32, 8, 8]
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        y = ops.conv2d(*arguments, weight, None, *selection, 8, (1, 1), (1, 1), (1, 1))
+        scale, shift = norm(y, *selection, size, False)
+        pooled, index, rowptr, _ = ops.pool2d(
+            y, *selection, scale, shift, "affine_relu", size, "max", (2, 2), (2, 2), (0, 0),
+            False, True,
+        )  # fmt: skip
+        z = ops.conv2d(
+            pooled, index, rowptr, None, None, "identity", [32, 4, 4], weight, None,
+            *mask_to_selection(out_mask(8, 32, (4, 4), 8, 5), False), 8, (1, 1), (1, 1), (1, 1),
+        )  # fmt: skip
+    maps = [shape for shape in kept.values() if len(shape) == 4 and shape != weight.shape]
+    assert not maps
+    values = [shape for shape in kept.values() if len(shape) == 2]
+    # Input, first output and pooled values, and the argmax: each once, whoever reads them.
+    assert sorted(values) == sorted(
+        [tuple(arguments[0].shape), tuple(y.shape), tuple(pooled.shape), tuple(pooled.shape)]
+    )
+    z.sum().backward()
+
+
+def test_kernels_must_be_complete() -> None:
+    incomplete = {name: kernel for name, kernel in KERNELS.items() if name != "pack"}
+    with pytest.raises(KeyError, match="no kernel for pack"):
+        register("dsgc_incomplete", incomplete)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reference_takes_half_precision(dtype: torch.dtype) -> None:
+    half = Namespace("dsgc", dtype, 0.05)
+    arguments = (*_act(half, 8, "affine_relu"), *_conv_arguments(half, 8))
+    y = half.ops.conv2d(*arguments)
+    assert y.dtype == dtype
+    y.sum().backward()
+    assert arguments[0].grad.dtype == dtype

@@ -1,0 +1,122 @@
+"""drs_scores, select_winners and select_above against literal computations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsgc.ops import selection_to_mask
+from dsgc.select import project_weight, ternary_projection
+from tests.ops.cases import Convolution, Namespace, Pair, convolutions
+
+
+def literal_winners(scores: torch.Tensor, winners: int, size: Pair, tile: Pair) -> torch.Tensor:
+    """bool [N, blocks, H, W], tile by tile."""
+    height, width = size
+    blocks = scores.shape[1]
+    maps = scores.view(-1, height, width, blocks)
+    mask = torch.zeros(maps.shape, dtype=torch.bool)
+    for n in range(maps.shape[0]):
+        for h in range(0, height, tile[0]):
+            for w in range(0, width, tile[1]):
+                window = (n, slice(h, h + tile[0]), slice(w, w + tile[1]))
+                total = maps[window].sum((0, 1)).tolist()
+                total = [float("inf") if v != v else v for v in total]
+                best = sorted(range(blocks), key=lambda b: (-total[b], b))[:winners]
+                for b in best:
+                    mask[(*window, b)] = True
+    return mask.permute(0, 3, 1, 2)
+
+
+@settings(max_examples=60)
+@given(
+    batch=st.integers(0, 3),
+    blocks=st.integers(1, 12),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    tile=st.sampled_from(((1, 1), (2, 2), (3, 2))),
+    share=st.floats(0, 1),
+    bits=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_select_winners(
+    namespace: Namespace, batch: int, blocks: int, size: Pair, tile: Pair, share: float,
+    bits: bool, seed: int,
+) -> None:  # fmt: skip
+    make = torch.Generator().manual_seed(seed)
+    # Small whole numbers: many ties, and sums that are the same in any order.
+    shape = (batch * size[0] * size[1], blocks)
+    scores = torch.randint(-3, 4, shape, generator=make).to(namespace.dtype)
+    winners = 1 + int(share * (blocks - 1))
+    index, rowptr = namespace.ops.select_winners(scores, winners, size, tile, bits)
+    mask = selection_to_mask(index, rowptr, blocks, *size)
+    assert torch.equal(mask, literal_winners(scores, winners, size, tile))
+    assert index.dtype == (torch.uint8 if bits else torch.int32)
+    assert torch.equal(rowptr, torch.arange(shape[0] + 1, dtype=torch.int32) * winners)
+
+
+def test_nan_wins(namespace: Namespace) -> None:
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[1.0, nan, 2.0, inf], [-inf, -inf, -inf, nan]], dtype=namespace.dtype)
+    index, _ = namespace.ops.select_winners(scores, 2, (1, 2), (1, 1), False)
+    assert index.tolist() == [1, 3, 0, 3]
+
+
+@pytest.mark.parametrize("winners", [0, 4])
+def test_impossible_winners_are_refused(winners: int) -> None:
+    with pytest.raises(ValueError, match="winners of 3 blocks"):
+        torch.ops.dsgc.select_winners(torch.zeros(4, 3), winners, (2, 2), (1, 1), False)
+
+
+@settings(max_examples=40)
+@given(
+    batch=st.integers(0, 3),
+    positions=st.integers(1, 6),
+    blocks=st.integers(1, 12),
+    strict=st.booleans(),
+    bits=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_select_above(
+    namespace: Namespace, batch: int, positions: int, blocks: int, strict: bool, bits: bool,
+    seed: int,
+) -> None:  # fmt: skip
+    make = torch.Generator().manual_seed(seed)
+    shape = (batch * positions, blocks)
+    scores = torch.randint(-3, 4, shape, generator=make).to(namespace.dtype)
+    threshold = torch.randint(-3, 4, (batch,), generator=make).to(namespace.dtype)
+    index, rowptr = namespace.ops.select_above(scores, threshold, strict, bits)
+    mask = selection_to_mask(index, rowptr, blocks, positions, 1)
+    limit = threshold.repeat_interleave(positions).view(-1, 1)
+    flat = (scores > limit) & (scores != 0) if strict else scores >= limit
+    assert torch.equal(mask.permute(0, 2, 3, 1).reshape(shape), flat)
+
+
+@settings(max_examples=60)
+@given(case=convolutions(max_kernel=3), window=st.booleans(), depth=st.sampled_from((1, 5, 8)))
+def test_drs_scores(namespace: Namespace, case: Convolution, window: bool, depth: int) -> None:
+    source = case.source.build(namespace.dtype)
+    weight = case.parameters(namespace.dtype)[0].detach()
+    taps = case.kernel[0] * case.kernel[1]
+    rows = case.source.channels * (taps if window else 1)
+    projection = ternary_projection(rows, depth, torch.Generator().manual_seed(0))
+    scores = namespace.ops.drs_scores(
+        *source.arguments(namespace.ops), projection, project_weight(weight, projection, window),
+        case.neurons, case.block, case.kernel, *case.geometry,
+    )  # fmt: skip
+    assert not scores.requires_grad
+    # x P P^T W: the estimate is a convolution with the weight sent through the projection twice.
+    square = projection.to(weight.dtype) @ projection.to(weight.dtype).t()
+    if window:
+        effective = (weight.reshape(case.neurons, -1) @ square).view_as(weight)
+    else:
+        effective = torch.einsum("kcrs,cd->kdrs", weight, square)
+    estimate = F.conv2d(source.dense().detach(), effective, None, *case.geometry)
+    rows_of = estimate.permute(0, 2, 3, 1).reshape(-1, case.neurons)
+    expected = rows_of
+    if case.block > 1:
+        split = torch.split(rows_of.relu(), case.block, 1)
+        expected = torch.stack([part.sum(1) for part in split], 1)
+    namespace.check(scores, expected, "scores")
