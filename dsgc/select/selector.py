@@ -137,9 +137,10 @@ class Selector(nn.Module):
         scores = self.scores(x)
         if self.settings.scope == "position":
             mask = winners_mask(scores, self.winners, out_size, self.settings.tile)
+        elif self.settings.scope == "sample":
+            mask = self._sample_mask(scores, x.shape[0], out_size)
         else:
-            threshold = self._threshold(scores, x.shape[0])
-            mask = above_mask(scores, threshold, self.settings.scope == "batch", out_size)
+            mask = above_mask(scores, self._threshold(scores, x.shape[0]), True, out_size)
         if self.holding:
             self.held = mask
         return mask
@@ -184,9 +185,10 @@ class Selector(nn.Module):
             scores = self.scores(ops.unpack(*activation))
         if settings.scope == "position":
             found = ops.select_winners(scores, self.winners, out_size, settings.tile, bits)
+        elif settings.scope == "sample":
+            found = mask_to_selection(self._sample_mask(scores, batch, out_size), bits)
         else:
-            threshold = self._threshold(scores, batch)
-            found = ops.select_above(scores, threshold, settings.scope == "batch", bits)
+            found = ops.select_above(scores, self._threshold(scores, batch), True, bits)
         selection: tuple[Tensor, Tensor] = tuple(found)
         if self.holding:
             self.held = selection_to_mask(*selection, self.blocks, *out_size)
@@ -244,18 +246,25 @@ class Selector(nn.Module):
     def _finite(self, scores: Tensor) -> Tensor:
         return scores.masked_fill(scores.isnan(), torch.inf)
 
+    def _sample_mask(self, scores: Tensor, batch: int, out_size: Pair) -> Tensor:
+        """The best blocks of each sample, exactly as many as the density says, ties included."""
+        flat = scores.view(batch, out_size[0] * out_size[1] * self.blocks)
+        count = min(flat.shape[1], max(1, round(self.density * flat.shape[1])))
+        best = torch.sort(flat, dim=1, descending=True, stable=True).indices[:, :count]
+        mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, best, True)
+        return mask.view(batch, *out_size, self.blocks).permute(0, 3, 1, 2)
+
     def _threshold(self, scores: Tensor, batch: int) -> Tensor:
-        """[N]: what a score must reach (scope "sample") or exceed ("batch")."""
+        """[N]: what a score must exceed in the scope "batch".
+
+        The published rule: the k-th largest score of sample 0 is the threshold of all samples.
+        """
         if batch == 0:
             return scores.new_empty(0)
         flat = scores.view(batch, -1)
-        wanted = self.density * flat.shape[1]
-        if self.settings.scope == "sample":
-            count = min(flat.shape[1], max(1, round(wanted)))
-            return flat.topk(count, dim=1).values[:, -1].contiguous()
-        # The published rule: the k-th largest score of sample 0 is the threshold of all.
         # Rounded first, because 1 - 0.8 is a little less than 0.2.
-        return flat[0].topk(max(1, int(round(wanted, 6)))).values[-1].repeat(batch)
+        count = max(1, int(round(self.density * flat.shape[1], 6)))
+        return flat[0].topk(count).values[-1].repeat(batch)
 
     def _load_from_state_dict(
         self,

@@ -259,3 +259,9 @@ def test_masks_can_be_traced_with_fake_tensors(settings: LayerSettings) -> None:
     selector = conv_selector(settings)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert selector(mode.from_tensor(_input())).shape == (3, selector.blocks, 4, 4)
+
+
+def test_sample_scope_keeps_no_more_than_its_density_of_equal_scores() -> None:
+    selector = conv_selector(replace(SETTINGS, scope="sample", sparsity=0.75))
+    dark = torch.zeros(2, 20, 7, 6, dtype=torch.float64)
+    assert (selector(dark).flatten(1).sum(1) == round(0.25 * selector.blocks * 16)).all()

@@ -233,8 +233,7 @@ def conv2d_backward(
     geometry = _forward_geometry(source, weight, stride, padding, dilation)
     target = selection(libraries, y_index, y_rowptr)
     upstream = grad.contiguous()
-    none = grad.new_empty(0)
-    dx, dscale, dshift, dweight, dbias = none, none, none, none, none
+    dx, dscale, dshift, dweight, dbias = (grad.new_empty(0) for _ in range(5))
     if need_weight:
         dweight = _weight_gradient(libraries, upstream, source, weight, target, geometry)
     if need_bias:

@@ -192,11 +192,11 @@ def pool(b: int, mode: str) -> Any:
                                 if largest:
                                     for u in T.vectorized(b):
                                         winner[u] = T.Select(
-                                            (x[s, u] > best[u]) | (x[s, u] != x[s, u]), t, winner[u]
+                                            (x[s, u] > best[u]) | T.isnan(x[s, u]), t, winner[u]
                                         )
                                     for u in T.vectorized(b):
                                         best[u] = T.Select(
-                                            (x[s, u] > best[u]) | (x[s, u] != x[s, u]),
+                                            (x[s, u] > best[u]) | T.isnan(x[s, u]),
                                             x[s, u],
                                             best[u],
                                         )

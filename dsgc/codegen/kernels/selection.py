@@ -169,17 +169,17 @@ def rank_winners() -> Any:
             place = T.int64(0)
             for n in T.serial(blocks):
                 mine: T.let = T.Select(
-                    scores[p, n] == scores[p, n], scores[p, n], T.float32(float("inf"))
+                    T.isnan(scores[p, n]), T.float32(float("inf")), scores[p, n]
                 )
                 better = 0
                 for m in T.serial(n):
                     better = better + T.cast(
-                        (scores[p, m] >= mine) | (scores[p, m] != scores[p, m]), "int32"
+                        (scores[p, m] >= mine) | T.isnan(scores[p, m]), "int32"
                     )
                 for m in T.serial(blocks - n - 1):
                     other: T.let = scores[p, n + 1 + m]
                     better = better + T.cast(
-                        (other > mine) | ((other != other) & (mine < T.float32(float("inf")))),
+                        (other > mine) | (T.isnan(other) & (mine < T.float32(float("inf")))),
                         "int32",
                     )
                 if T.cast(better, "int64") < winners:
