@@ -217,10 +217,7 @@ class Engine:
             run_passes(program.dense, program.context, ANALYSIS, self.dump)
         self._add_unseen()
         if not any(d.sparse for d in self.decisions.values()):
-            reasons = {site: d.reason for site, d in self.decisions.items()}
-            self.decisions.clear()
-            self.programs.clear()
-            raise NothingToSparsifyError(_nothing(reasons), reasons)
+            self._report_nothing_sparse()
         self.decided = True
         for program in programs:
             program.context.decided = True
@@ -228,6 +225,18 @@ class Engine:
                 if decision.sparse:
                     program.context.make_selector(decision)
         self.bank.share_out(self.decisions)
+
+    def _report_nothing_sparse(self) -> None:
+        """A model whose layers are just too small runs dense and says so; else it is an error."""
+        reasons = {site: d.reason for site, d in self.decisions.items()}
+        if any(d.too_dear for d in self.decisions.values()):
+            warnings.warn(
+                f"dsgc: the model runs dense. {_nothing(reasons)}", UserWarning, stacklevel=4
+            )
+            return
+        self.decisions.clear()
+        self.programs.clear()
+        raise NothingToSparsifyError(_nothing(reasons), reasons)
 
     def _add_unseen(self) -> None:
         """Decisions about the layers that are in no graph."""
@@ -256,6 +265,6 @@ def _nothing(reasons: dict[str, str]) -> str:
     lines = [f"  {site or 'the model'}: {reason}" for site, reason in reasons.items()]
     listed = "\n".join(lines) if lines else "  the model has no convolution and no linear layer"
     return (
-        "no layer was made sparse; a rule with a sparsity of its own makes a layer sparse "
+        "No layer was made sparse; a rule with a sparsity of its own makes a layer sparse "
         f"whatever it costs. Reasons:\n{listed}"
     )

@@ -59,3 +59,11 @@ def test_nothing_to_sparsify_gives_a_reason_for_every_layer() -> None:
         dsgc.compile(model)(torch.randn(2, 3, 4, 4))
     assert set(caught.value.reasons) == {"0", "2"}
     assert "3 channels" in caught.value.reasons["0"]
+
+
+def test_a_model_too_small_to_gain_runs_dense_and_says_why() -> None:
+    model, x = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 20)
+    with pytest.warns(UserWarning, match=r"runs dense(.|\n)*0: it does not pay"):
+        sparse = dsgc.compile(model, 0.8, example_inputs=x)
+    torch.testing.assert_close(sparse(x), model(x))
+    assert not any(decision.sparse for decision in sparse.decisions.values())

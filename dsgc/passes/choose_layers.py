@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from dsgc.config import Rule
 from dsgc.passes.context import Context, LayerDecision
 from dsgc.passes.geometry import Geometry, conv_padding, search_cost
 from dsgc.passes.patterns import (
@@ -125,39 +124,31 @@ def _decide(
     settings = context.config.settings_for(name, geometry.out_channels)
     search, cost = search_cost(settings, geometry, pixels, positions)
     chosen = replace(dense, search_macs=search, settings=settings, geometry=geometry)
-    refusal = _refusal(node, chosen, rule, positions, cost, node in final)
+    if rule is not None and rule.sparsity is not None:
+        return replace(chosen, sparse=True, reason=f"rule {rule.text!r} asks for it")
+    refusal = _refusal(chosen, geometry, settings.block, node in final)
     if refusal:
         return replace(dense, reason=refusal)
-    why = "it pays"
-    if rule is not None and rule.sparsity is not None:
-        why = f"rule {rule.text!r} asks for it"
-    return replace(chosen, sparse=True, reason=why)
+    shape = shape_of(node)
+    rows = positions * (shape[0] if shape else 1)
+    loss = _loss(cost, (1.0 - settings.sparsity) * density, rows)
+    if loss:
+        return replace(dense, reason=loss, too_dear=True)
+    return replace(chosen, sparse=True, reason="it pays")
 
 
-def _refusal(
-    node: fx.Node,
-    layer: LayerDecision,
-    rule: Rule | None,
-    positions: int,
-    search: float,
-    final: bool,
-) -> str:
-    """Why a possible layer is better kept dense; empty if it is not."""
-    settings, geometry = layer.settings, layer.geometry
-    if settings is None or geometry is None or (rule is not None and rule.sparsity is not None):
-        return ""
+def _refusal(layer: LayerDecision, geometry: Geometry, block: int, final: bool) -> str:
+    """Why a possible layer is kept dense whatever it costs; empty if it is not."""
     if layer.blocks < 2:
-        return (
-            f"{geometry.out_channels} output channels are fewer than 2 blocks of {settings.block}"
-        )
+        return f"{geometry.out_channels} output channels are fewer than 2 blocks of {block}"
     if layer.kind != "Linear" and geometry.in_channels <= _FEW_CHANNELS:
         return f"a first convolution: it reads {geometry.in_channels} channels only"
-    if final:
-        return "it is the final classifier"
-    shape = shape_of(node)
-    batch = shape[0] if shape else 1
-    work = (1.0 - settings.sparsity) * layer.input_density
-    relayout = _RELAYOUT / max(1, positions * batch)
+    return "it is the final classifier" if final else ""
+
+
+def _loss(search: float, work: float, rows: int) -> str:
+    """Why a layer would be no faster sparse; empty if it pays. Costs are parts of the dense one."""
+    relayout = _RELAYOUT / max(1, rows)
     total = search + work + relayout
     if total < _WORTH:
         return ""

@@ -19,6 +19,7 @@ class LayerDecision:
 
     `macs` and `search_macs` are multiply-adds of one sample: those of the dense layer and those of
     finding the selection. `site` is the layer's name, with `#2` and so on for its further calls.
+    `too_dear`: it could be sparse, but would not be faster.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LayerDecision:
     settings: LayerSettings | None = None
     geometry: Geometry | None = None
     where: str = ""
+    too_dear: bool = False
 
     @property
     def blocks(self) -> int:

@@ -90,11 +90,10 @@ def count_union() -> Any:
 
 
 def pool(b: int, mode: str) -> Any:
-    """Fills ``index`` and ``values`` of the union; for ``mode="max"`` also ``argmax``, the tap that
-    won.
+    """Fills ``index`` and ``values`` of the union; for ``mode="max"`` also the winning tap.
 
     A position of the image that did not select the block counts as zero, also for the maximum;
-    padding does not.
+    padding does not. ``gap`` is the first such tap: of equal values the first one wins.
     """
     name = f"{mode}_pool_{b}"
     largest = mode == "max"
@@ -150,7 +149,7 @@ def pool(b: int, mode: str) -> Any:
             )
             head = T.alloc_buffer((TAPS,), "int32")
             current = T.alloc_scalar("int32")
-            members = T.alloc_scalar("int32")
+            gap = T.alloc_scalar("int32")
             best = T.alloc_buffer((b,), "float32")
             winner = T.alloc_buffer((b,), "int32")
             for t in T.serial(kernel_h * kernel_w):
@@ -162,7 +161,7 @@ def pool(b: int, mode: str) -> Any:
             first: T.let = T.cast(out_rowptr[p], "int64")
             for j in T.serial(T.cast(out_rowptr[p + 1], "int64") - first):
                 current = T.int32(END)
-                members = 0
+                gap = T.int32(END)
                 for t in T.serial(kernel_h * kernel_w):
                     if head[t] != T.int32(END):
                         q: T.let = T.cast(
@@ -188,7 +187,6 @@ def pool(b: int, mode: str) -> Any:
                         if head[t] < rowptr[q + 1]:
                             if index[T.cast(head[t], "int64")] == current:
                                 s: T.let = T.cast(head[t], "int64")
-                                members = members + 1
                                 if largest:
                                     for u in T.vectorized(b):
                                         winner[u] = T.Select(
@@ -204,12 +202,19 @@ def pool(b: int, mode: str) -> Any:
                                     for u in T.vectorized(b):
                                         best[u] = best[u] + x[s, u]
                                 head[t] = head[t] + 1
+                            else:
+                                gap = T.min(gap, t)
+                        else:
+                            gap = T.min(gap, t)
                 out_index[first + j] = current
                 if largest:
-                    if members < inside:
+                    if gap != T.int32(END):
                         for u in T.vectorized(b):
                             winner[u] = T.Select(
-                                best[u] < T.float32(0), T.int32(FROM_ZERO), winner[u]
+                                (best[u] < T.float32(0))
+                                | ((best[u] == T.float32(0)) & (gap < winner[u])),
+                                T.int32(FROM_ZERO),
+                                winner[u],
                             )
                         for u in T.vectorized(b):
                             best[u] = T.Select(best[u] < T.float32(0), T.float32(0), best[u])

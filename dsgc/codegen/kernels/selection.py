@@ -168,9 +168,7 @@ def rank_winners() -> Any:
             better = T.alloc_scalar("int32")
             place = T.int64(0)
             for n in T.serial(blocks):
-                mine: T.let = T.Select(
-                    T.isnan(scores[p, n]), T.float32(float("inf")), scores[p, n]
-                )
+                mine: T.let = T.Select(T.isnan(scores[p, n]), T.float32(float("inf")), scores[p, n])
                 better = 0
                 for m in T.serial(n):
                     better = better + T.cast(
