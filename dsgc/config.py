@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from dsgc.errors import ConfigError, UnknownLayerError
 
@@ -167,6 +167,9 @@ class Rule:
 
 
 RuleValue = float | None | Rule
+# Keys are names or patterns; as type they are Any, since a mapping's key type is invariant and a
+# plain dict of names would not fit.
+RuleSet = tuple[Rule, ...] | Mapping[Any, RuleValue]
 
 
 def _as_rules(rules: object) -> tuple[Rule, ...]:
@@ -235,7 +238,7 @@ class SparsityConfig:
     """
 
     sparsity: float = 0.8
-    rules: tuple[Rule, ...] | Mapping[Pattern, RuleValue] = ()
+    rules: RuleSet = ()
     block: Block = "auto"
     scope: str = "position"
     selector: str = "drs"
