@@ -41,7 +41,7 @@ def demo(
     sparsity: Annotated[
         float, typer.Option(help="Fraction of neurons left out, between 0 and 1.")
     ] = 0.8,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
     batch_size: Annotated[int, typer.Option(min=2, help="Images of a step.")] = 64,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of both networks; by default all cores.")

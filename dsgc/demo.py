@@ -49,7 +49,7 @@ class DemoOptions:
     """
 
     sparsity: float = 0.8
-    epochs: int = 8
+    epochs: int = 12
     batch_size: int = 64
     seed: int = 0
     backend: str = "auto"
@@ -196,8 +196,8 @@ def run(options: DemoOptions, progress: Progress | None = None) -> DemoResult:
         raise DsgcError(f"batch size must be from 2 to {len(digits.train_labels)}")
     torch.manual_seed(options.seed)
     dense = channels_last(DigitsNet())
-    sparse: nn.Module = dsgc.compile(copy.deepcopy(dense), config=config, backend=options.backend)
-    models = {"dense": dense, "sparse": sparse}
+    sparse = dsgc.compile(copy.deepcopy(dense), config=config, backend=options.backend)
+    models: dict[str, nn.Module] = {"dense": dense, "sparse": sparse}
     steps = {name: _train(name, model, digits, options, report) for name, model in models.items()}
     accuracies = {name: accuracy(model, digits) for name, model in models.items()}
     report("measure", 0, 1)
@@ -233,7 +233,7 @@ def _train(
 ) -> TrainingStep:
     """Train `model`, and return a step on the first images that carries its optimizer."""
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+        model.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
     total = options.epochs * (len(digits.train_labels) // options.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate(done / total))
@@ -255,14 +255,18 @@ def _rate(progress: float) -> float:
 
 
 def _batches(digits: Digits, options: DemoOptions) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches in the same order for every network: whole batches, shuffled an epoch."""
+    """The same whole batches for every network: shuffled each epoch, moved by up to a pixel."""
     generator = torch.Generator().manual_seed(options.seed)
     size = options.batch_size
+    background = float(digits.train_images.min())
     for _ in range(options.epochs):
         order = torch.randperm(len(digits.train_labels), generator=generator)
         for start in range(0, len(order) - size + 1, size):
             chosen = order[start : start + size]
-            yield _channels_last(digits.train_images[chosen]), digits.train_labels[chosen]
+            framed = F.pad(digits.train_images[chosen], (1, 1, 1, 1), value=background)
+            top, left = torch.randint(3, (2,), generator=generator).tolist()
+            images = framed[:, :, top : top + _IMAGE_SIZE, left : left + _IMAGE_SIZE]
+            yield _channels_last(images), digits.train_labels[chosen]
 
 
 def _channels_last(images: Tensor) -> Tensor:
@@ -318,6 +322,8 @@ def _verdict(result: DemoResult) -> str:
     ratio = format_ratio(dense, sparse, better="faster", worse="slower")
     if result.backend == "reference":
         why = "The reference backend computes every neuron and masks it: right, but never faster."
+    elif result.sparse.sparsity is None:
+        why = "No layer was made sparse."
     elif sparse > dense:
         why = "On this network and machine sparse does not pay."
     else:
