@@ -33,15 +33,21 @@ def write_object(family: Family, target: CpuTarget, path: Path) -> None:
     compile_family(family, target).mod.write_to_file(str(path))
 
 
-def build_library(family: Family, cache: KernelCache) -> Path:
-    """Path of the family's shared object for this machine, compiled if the cache does not hold it.
+def build_library(family: Family, cache: KernelCache, target: CpuTarget | None = None) -> Path:
+    """Path of the family's shared object, compiled if the cache does not hold it.
+
+    Args:
+        family: what to compile.
+        cache: where to look and to keep it.
+        target: the CPU; None is this machine's.
 
     Raises:
         KernelError: if it cannot be compiled or written.
     """
-    key = content_key(family.name, _sources(), _versions(), _host_identity())
+    cpu = _host_identity() if target is None else repr(target)
+    key = content_key(family.name, _sources(), _versions(), cpu)
     return cache.get(
-        key, lambda path: compile_family(family, host_target()).export_library(str(path))
+        key, lambda path: compile_family(family, target or host_target()).export_library(str(path))
     )
 
 

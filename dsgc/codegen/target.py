@@ -15,6 +15,7 @@ class CpuTarget:
 
     Attributes:
         name: what people call it.
+        lanes: float32 lanes of its widest vector register.
         options: TVM's target options, as pairs.
         members: positions that share a weight vector in kernels with a dense input.
         score_members, score_columns: register tile of the low-dimensional convolution (positions x
@@ -22,6 +23,7 @@ class CpuTarget:
     """
 
     name: str
+    lanes: int
     options: tuple[tuple[str, str | tuple[str, ...]], ...]
     members: int
     score_members: int
@@ -42,7 +44,7 @@ def _target(name: str, lanes: int, **options: str | tuple[str, ...]) -> CpuTarge
     or sums would spill.
     """
     members, score = (8, (6, 64)) if lanes == 16 else (4, (2, 32))
-    return CpuTarget(name, tuple(sorted(options.items())), members, *score)
+    return CpuTarget(name, lanes, tuple(sorted(options.items())), members, *score)
 
 
 NAMED_TARGETS = {

@@ -1,15 +1,23 @@
 """The same templates for every CPU: what the machine code holds, and objects for other CPUs."""
 
+import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+import dsgc.ops  # noqa: F401 - defines the operators
 from dsgc.codegen import families
 from dsgc.codegen.build import compile_family, write_object
+from dsgc.codegen.cache import KernelCache
+from dsgc.codegen.cpu import Libraries
+from dsgc.codegen.cpu.convolution import conv2d, conv2d_backward
+from dsgc.codegen.cpu.selection import drs_scores
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import NAMED_TARGETS, host_target, named_target
+from dsgc.ops import mask_to_selection
 
 FAMILIES: dict[str, Callable[[], Family]] = {
     "lists": families.lists,
@@ -65,3 +73,44 @@ def test_the_host_is_known_by_its_features() -> None:
 def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pentium.*aarch64"):
         named_target("pentium")
+
+
+def _runnable() -> list[str]:
+    """Targets of this machine's architecture whose vectors it has."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ["aarch64"]
+    names = ("avx512", "avx2", "x86-64")
+    return [name for name in names if named_target(name).lanes <= host_target().lanes]
+
+
+@pytest.mark.parametrize("target", _runnable())
+@pytest.mark.parametrize("blocks", [(16, 16), (8, 32), (None, 16), (1, 1), (None, 8)])
+def test_narrower_vectors_give_the_same_results(
+    target: str, blocks: tuple[int | None, int]
+) -> None:
+    libraries = Libraries(KernelCache(), named_target(target))
+    bi, bo = blocks
+    size, outputs, geometry = [40, 9, 7], 72, ([2, 1], [1, 1], [1, 1])
+    x = torch.randn(2, *size)
+    chosen: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None)
+    if bi is not None:
+        flags = torch.rand(2, -(-40 // bi), 9, 7) < 0.5
+        index, rowptr = mask_to_selection(flags, bits=bi == 1)
+        x, chosen = torch.ops.dsgc.pack(x, index, rowptr, bi), (index, rowptr)
+    weight, bias = torch.randn(outputs, 40, 3, 3), torch.randn(outputs)
+    source = (x, *chosen, torch.rand(40), torch.randn(40), "affine_relu", size)
+    target_mask = torch.rand(2, -(-outputs // bo), 5, 7) < 0.5
+    wanted = mask_to_selection(target_mask, bits=bo == 1)
+    forward = (*source, weight, bias, *wanted, bo, *geometry)
+    y = torch.ops.dsgc.conv2d(*forward)
+    torch.testing.assert_close(conv2d(libraries, *forward), y, rtol=1e-4, atol=1e-4)
+    backward = (y, *source, weight, *wanted, bo, *geometry, True, True, True)
+    found, meant = conv2d_backward(libraries, *backward), torch.ops.dsgc.conv2d_backward(*backward)
+    for one, other in zip(found, meant, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
+    projection = torch.randint(-1, 2, (40, 16)).to(torch.int8)
+    projected = torch.zeros(9, 16, 128)
+    projected[..., :outputs] = torch.randn(9, 16, outputs)
+    searched = (*source, projection, projected, outputs, bo, [3, 3], *geometry)
+    meant_scores = torch.ops.dsgc.drs_scores(*searched)
+    torch.testing.assert_close(drs_scores(libraries, *searched), meant_scores, rtol=1e-3, atol=1e-2)

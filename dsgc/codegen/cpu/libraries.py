@@ -10,6 +10,7 @@ import dsgc_runtime
 from dsgc.codegen.build import build_library
 from dsgc.codegen.cache import KernelCache
 from dsgc.codegen.families import Family
+from dsgc.codegen.target import CpuTarget
 from dsgc.errors import KernelError
 
 __all__ = ["Libraries"]
@@ -22,10 +23,12 @@ class Libraries:
 
     Args:
         cache: where compiled libraries are kept between processes.
+        target: the CPU to compile for; None is this machine's.
     """
 
-    def __init__(self, cache: KernelCache) -> None:
+    def __init__(self, cache: KernelCache, target: CpuTarget | None = None) -> None:
         self._cache = cache
+        self._target = target
         self._modules: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Kernel] = {}
         self._lock = threading.Lock()
@@ -44,7 +47,7 @@ class Libraries:
 
     def _module(self, family: Family) -> Any:
         if family.name not in self._modules:
-            path = build_library(family, self._cache)
+            path = build_library(family, self._cache, self._target)
             try:
                 loaded = dsgc_runtime.load_kernels(path, self._cache.directory)
             except (OSError, dsgc_runtime.RuntimeBuildError) as error:
