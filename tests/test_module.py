@@ -257,21 +257,21 @@ def test_same_seed_same_selection() -> None:
 
 def test_decisions_say_why() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1),
-        nn.Conv2d(64, 64, 3, padding=1, groups=2),
-        nn.Conv2d(64, 64, 3, padding=1),
-        nn.Conv2d(64, 8, 3, padding=1),
+        nn.Conv2d(3, 128, 3, padding=1),
+        nn.Conv2d(128, 128, 3, padding=1, groups=2),
+        nn.Conv2d(128, 128, 3, padding=1),
+        nn.Conv2d(128, 8, 3, padding=1),
         nn.Flatten(),
         nn.Linear(8 * 64, 10),
     )
-    sparse = dsgc.compile(model, 0.9, example_inputs=torch.randn(8, 3, 8, 8))
+    sparse = dsgc.compile(model, 0.9, example_inputs=torch.randn(32, 3, 8, 8))
     reasons = {name: d.reason for name, d in sparse.decisions.items()}
     assert [d.name for d in sparse.decisions.values() if d.sparse] == ["2"]
     assert "3 channels" in reasons["0"]
     assert "2 groups" in reasons["1"]
     assert "fewer than 2 blocks" in reasons["3"]
     assert "final classifier" in reasons["5"]
-    assert sparse.decisions["2"].macs == 64 * 64 * 9 * 64
+    assert sparse.decisions["2"].macs == 128 * 128 * 9 * 64
 
 
 class Branches(Net):

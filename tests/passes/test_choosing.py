@@ -113,7 +113,8 @@ X = torch.randn(16, 64, 8, 8)
 
 def reason(module: nn.Module, x: Tensor = X, name: str = "0") -> str:
     model = nn.Sequential(module, nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 4, 1))
-    sparse = dsgc.compile(model, example_inputs=x, backend="reference")
+    config = dsgc.SparsityConfig(rules={"1": 0.8})
+    sparse = dsgc.compile(model, config=config, example_inputs=x, backend="reference")
     return sparse.decisions[name].reason
 
 
@@ -139,7 +140,7 @@ def test_a_rule_overrides_the_cost_model() -> None:
 
 def test_a_rule_keeps_a_layer_dense() -> None:
     model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 4, 1))
-    config = dsgc.SparsityConfig(rules={"0": None})
+    config = dsgc.SparsityConfig(rules={"0": None, "1": 0.8})
     sparse = dsgc.compile(model, config=config, example_inputs=X)
     assert "keeps it dense" in sparse.decisions["0"].reason
     assert sparse.decisions["1"].sparse
