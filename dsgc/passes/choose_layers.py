@@ -28,10 +28,10 @@ __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 _FEW_CHANNELS = 4
 # The cost of a sparse training step of a layer, as a part of its dense one, fitted to measurements
 # of single layers (3x3 and 1x1, 32 to 512 channels, AVX-512, two threads). In units of dense work:
-_WORTH = 0.95
+_WORTH = 0.9
 _SEARCH = 0.45  # a search happens once, where a dense step has three passes
 _WORK = 1.8  # a multiply-add of a packed kernel, which has fewer neighbours to share loads with
-_TOUCH = 150.0  # multiply-adds that moving one channel of one position through memory costs
+_TOUCH = 250.0  # multiply-adds that moving one stored value through memory costs
 _RELAYOUT = 90.0  # multiply-adds that laying out one weight costs, at every call
 _OTHER_LAYERS = (
     nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
@@ -134,7 +134,7 @@ def _decide(
         return replace(dense, reason=refusal)
     shape = shape_of(node)
     rows = positions * (shape[0] if shape else 1)
-    loss = _loss(geometry, cost, (1.0 - settings.sparsity) * density, rows)
+    loss = _loss(geometry, cost, density, 1.0 - settings.sparsity, rows)
     if loss:
         return replace(dense, reason=loss, too_dear=True)
     return replace(chosen, sparse=True, reason="it pays")
@@ -149,14 +149,15 @@ def _refusal(layer: LayerDecision, geometry: Geometry, block: int, final: bool) 
     return "it is the final classifier" if final else ""
 
 
-def _loss(geometry: Geometry, search: float, work: float, rows: int) -> str:
+def _loss(geometry: Geometry, search: float, read: float, made: float, rows: int) -> str:
     """Why a layer would be no faster sparse; empty if it pays.
 
-    `search` and `work` are parts of the dense multiply-adds, `rows` the positions of a batch.
+    `search` is its part of the dense multiply-adds, `read` and `made` are the densities of input
+    and output, `rows` the positions of a batch.
     """
-    channels = geometry.in_channels + geometry.out_channels
-    touch = _TOUCH * channels / (geometry.window * geometry.out_channels)
-    parts = (_SEARCH * search, _WORK * work, touch, _RELAYOUT / max(1, rows))
+    inputs, outputs = geometry.in_channels, geometry.out_channels
+    touch = _TOUCH * (inputs * read + outputs * made) / (geometry.window * outputs)
+    parts = (_SEARCH * search, _WORK * read * made, touch, _RELAYOUT / max(1, rows))
     if sum(parts) < _WORTH:
         return ""
     names = ("the search", "the remaining work", "moving activations", "laying out weights")
