@@ -31,7 +31,7 @@ def compile(
     Args:
         model: any module; DistributedDataParallel and DataParallel are taken off.
         sparsity: fraction of neurons left out, 0.8 if neither it nor `config` is given.
-        config: all settings; give either this or `sparsity`.
+        config: all settings, the sparsity among them.
         example_inputs: positional inputs of the model. With them graphs are built at once, without
             them at the first call.
         backend: "tvm" (generated kernels: CPU, float32), "reference" (plain PyTorch on dense
@@ -47,10 +47,14 @@ def compile(
     if backend not in _BACKENDS:
         allowed = ", ".join(repr(name) for name in _BACKENDS)
         raise ConfigError(f"backend={backend!r} is not possible: one of {allowed}", "backend")
-    if config is not None and sparsity is not None:
-        raise ConfigError("give either sparsity or config, not both", "sparsity")
     if config is not None and not isinstance(config, SparsityConfig):
         raise ConfigError(f"config must be a SparsityConfig, not {type(config).__name__}", "config")
+    if config is not None and sparsity not in (None, config.sparsity):
+        raise ConfigError(
+            f"give either sparsity or config, not both: {sparsity} is not the {config.sparsity} "
+            "of config",
+            "sparsity",
+        )
     if config is None:
         config = SparsityConfig() if sparsity is None else SparsityConfig(sparsity=sparsity)
     if isinstance(model, SparseModule):
