@@ -76,8 +76,7 @@ def convolution(bi: int, bo: int) -> Family:
 
         own = [] if bi == 1 else [weights.block_weights(bi, bo), weights.unblock_weights(bi, bo)]
         return [
-            convolution.packed_convolution(bi, bo, divided=False),
-            convolution.packed_convolution(bi, bo, divided=True),
+            convolution.packed_convolution(bi, bo),
             convolution.packed_weight_gradient(bi, bo),
             *own,
         ]

@@ -37,13 +37,14 @@ def _mask(positions: int, blocks: int, seed: int) -> torch.Tensor:
     positions=st.integers(0, 40),
     blocks=st.integers(1, 20),
     tile=st.integers(1, 50),
+    area=st.integers(1, 9),
     seed=st.integers(0, 2**16),
 )
 def test_lists_hold_every_slot_once_sorted_by_tile_and_block(
-    positions: int, blocks: int, tile: int, seed: int
+    positions: int, blocks: int, tile: int, area: int, seed: int
 ) -> None:
     index, rowptr = mask_to_selection(_mask(positions, blocks, seed), bits=False)
-    lists = by_block(LIBRARIES, Selection(index, rowptr), blocks, tile)
+    lists = by_block(LIBRARIES, Selection(index, rowptr), blocks, area, tile)
     expected = []
     for first in range(0, max(positions, 1), tile):
         for block in range(blocks):
@@ -51,7 +52,9 @@ def test_lists_hold_every_slot_once_sorted_by_tile_and_block(
                 for slot in range(int(rowptr[p]), int(rowptr[p + 1])):
                     if int(index[slot]) == block:
                         expected.append((slot, p))
-    assert list(zip(lists.slot.tolist(), lists.position.tolist(), strict=True)) == expected
+    found = (lists.slot.tolist(), (lists.sample * area + lists.pixel).tolist())
+    assert list(zip(*found, strict=True)) == expected
+    assert ((lists.pixel >= 0) & (lists.pixel < area)).all()
     assert int(lists.start[-1]) == len(expected)
     assert (lists.start.diff() >= 0).all()
 

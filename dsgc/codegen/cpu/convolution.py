@@ -86,15 +86,15 @@ def _packed_convolution(
     bi = x.shape[1]
     blocked = _blocked_weight(libraries, weight, bi, block)
     out = torch.empty((slots, block), dtype=torch.float32)
-    name = f"packed_convolution_{bi}_{block}" + ("_divided" if geometry.divided else "")
-    libraries(families.convolution(bi, block), name)(
+    libraries(families.convolution(bi, block), f"packed_convolution_{bi}_{block}")(
         x,
         *chosen,
         blocked,
         blocks_of(bias, weight.shape[0], block),
         *lists,
         out,
-        *geometry.arguments(True),
+        geometry.table(),
+        geometry.source_area,
     )
     return out
 
@@ -117,7 +117,8 @@ def _neuron_convolution(
         blocks_of(bias, weight.shape[0], 1).view(-1),
         *lists,
         out.view(-1),
-        *geometry.arguments(True),
+        geometry.table(),
+        geometry.source_area,
     )
     return out
 
@@ -162,9 +163,10 @@ def conv2d(
     slots = target.ids.shape[0]
     if block == 1:
         rows = padded_source(libraries, source)
-        lists = by_block(libraries, target, outputs, _neuron_tile(rows.shape[1]))
+        tile = _neuron_tile(rows.shape[1])
+        lists = by_block(libraries, target, outputs, geometry.target_area, tile)
         return _neuron_convolution(libraries, rows, weight, bias, lists, slots, geometry)
-    lists = by_block(libraries, target, ceil_div(outputs, block))
+    lists = by_block(libraries, target, ceil_div(outputs, block), geometry.target_area)
     if index is None or rowptr is None:
         rows = padded_source(libraries, source)
         return _dense_convolution(libraries, rows, weight, bias, lists, slots, geometry, block)
@@ -193,7 +195,8 @@ def _dense_convolution(
         blocks_of(bias, weight.shape[0], block),
         *lists,
         out,
-        *geometry.arguments(False),
+        geometry.table(),
+        geometry.source_area,
     )
     return out
 
@@ -256,24 +259,25 @@ def _weight_gradient(
 ) -> Tensor:
     block, (outputs, inputs) = grad.shape[1], weight.shape[:2]
     blocks, taps = ceil_div(outputs, block), weight[0, 0].numel()
-    arguments = geometry.arguments(False)
+    where = geometry.table(), geometry.source_area
     if block == 1:
         rows = padded_source(libraries, source)
         vectors = rows.shape[1] // NEURON_LANES
-        lists = by_block(libraries, target, outputs, _neuron_tile(rows.shape[1]))
+        tile = _neuron_tile(rows.shape[1])
+        lists = by_block(libraries, target, outputs, geometry.target_area, tile)
         out = torch.empty((outputs, taps, vectors, NEURON_LANES))
         libraries(families.neuron(), "neuron_weight_gradient")(
-            rows.view(-1, vectors, NEURON_LANES), grad.view(-1), *lists, out, *arguments
+            rows.view(-1, vectors, NEURON_LANES), grad.view(-1), *lists, out, *where
         )
         return _plain_weight(libraries, out.unsqueeze(-1), weight)
-    lists = by_block(libraries, target, blocks)
+    lists = by_block(libraries, target, blocks, geometry.target_area)
     if source.index is None or source.rowptr is None:
         rows = padded_source(libraries, source)
         out = torch.empty((blocks, taps, rows.shape[1], block))
         # One task an output block reads the source least often; more only where threads would idle.
         splits = 1 if blocks >= 4 * torch.get_num_threads() else taps
         libraries(families.dense(block), f"dense_weight_gradient_{block}")(
-            rows, grad, *lists, out, splits, *arguments
+            rows, grad, *lists, out, splits, *where
         )
         return _plain_weight(libraries, out.unsqueeze(3)[:, :, :inputs].contiguous(), weight)
     chosen = selection(libraries, source.index, source.rowptr)
@@ -281,7 +285,7 @@ def _weight_gradient(
     bi = values.shape[1]
     out = torch.empty((blocks, taps, ceil_div(inputs, bi), bi, block))
     libraries(families.convolution(bi, block), f"packed_weight_gradient_{bi}_{block}")(
-        values, *chosen, grad, *lists, out, *arguments
+        values, *chosen, grad, *lists, out, *where
     )
     return _plain_weight(libraries, out, weight)
 
@@ -310,10 +314,11 @@ def _data_gradient(
             grad, target.ids, target.rowptr, None, None, "identity", (weight.shape[0], 1, 1)
         )
         rows = padded_source(libraries, upstream)
-        lists = by_block(libraries, chosen, inputs, _neuron_tile(rows.shape[1]))
+        tile = _neuron_tile(rows.shape[1])
+        lists = by_block(libraries, chosen, inputs, backward.target_area, tile)
         dx = _neuron_convolution(libraries, rows, swapped, None, lists, slots, backward)
     else:
-        lists = by_block(libraries, chosen, ceil_div(inputs, bi))
+        lists = by_block(libraries, chosen, ceil_div(inputs, bi), backward.target_area)
         dx = _packed_convolution(libraries, grad, target, swapped, None, lists, slots, backward, bi)
     return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source)
 
@@ -336,12 +341,20 @@ def _dense_data_gradient(
         return _neuron_data_gradient(
             libraries, grad, source, swapped, target, geometry.transposed()
         )
-    lists = by_block(libraries, target, blocks, geometry.target[0] * geometry.target[1])
+    area = geometry.target_area
+    lists = by_block(libraries, target, blocks, area, tile=area)
     groups = ceil_div(channels, DENSE_BLOCK * GROUP)
     weight = _blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
     dx = torch.empty((batch * height * width, groups, GROUP, DENSE_BLOCK))
     libraries(families.dense(block), f"dense_data_gradient_{block}")(
-        grad, weight, *lists, dx, *geometry.arguments(False)
+        grad,
+        weight,
+        lists.start,
+        lists.slot,
+        lists.pixel,
+        dx,
+        geometry.table(),
+        geometry.source_area,
     )
     lanes = groups * GROUP * DENSE_BLOCK
     dense = dx.view(batch, height, width, lanes).permute(0, 3, 1, 2)
@@ -362,7 +375,7 @@ def _neuron_data_gradient(
     batch, (channels, height, width) = source.x.shape[0], source.size
     blocks = ceil_div(channels, DENSE_BLOCK)
     everything = every_block(batch * height * width, blocks)
-    lists = by_block(libraries, everything, blocks)
+    lists = by_block(libraries, everything, blocks, geometry.target_area)
     slots = everything.ids.shape[0]
     values = _packed_convolution(
         libraries, grad, target, swapped, None, lists, slots, geometry, DENSE_BLOCK

@@ -51,11 +51,16 @@ class Lists(NamedTuple):
 
     start: Tensor
     slot: Tensor
-    position: Tensor
+    sample: Tensor
+    pixel: Tensor
 
 
 class Geometry(NamedTuple):
-    """How a source pixel is found from a target pixel: ``dsgc.codegen.kernels.convolution``."""
+    """Which source pixel each tap of a target pixel touches, a convolution or a transposed one.
+
+    The source pixel of target pixel ``h`` at tap ``r`` is ``(h * mul + off + r * step) / div``; a
+    division with remainder means that the tap does not touch any.
+    """
 
     source: tuple[int, int]
     target: tuple[int, int]
@@ -99,20 +104,30 @@ class Geometry(NamedTuple):
         )
 
     @property
-    def divided(self) -> bool:
-        return self.div != (1, 1)
+    def source_area(self) -> int:
+        """Source pixels of a sample."""
+        return self.source[0] * self.source[1]
 
-    def arguments(self, divided: bool) -> tuple[int, ...]:
-        """What kernels take; those that do not divide get no ``div``."""
-        plain = (
-            *self.source,
-            *self.target,
-            self.kernel[1],
-            *self.mul,
-            *self.off,
-            *self.step,
-        )
-        return (*plain, *self.div) if divided else plain
+    @property
+    def target_area(self) -> int:
+        """Target pixels of a sample."""
+        return self.target[0] * self.target[1]
+
+    def table(self) -> Tensor:
+        """int32 [taps, target pixels]: the source pixel of the same sample, or -1."""
+        down, across = self._axis(0), self._axis(1)
+        pixels = down[:, None, :, None] * self.source[1] + across[None, :, None, :]
+        hit = (down >= 0)[:, None, :, None] & (across >= 0)[None, :, None, :]
+        table = torch.where(hit, pixels, -1).view(-1, self.target_area)
+        return table.to(torch.int32)
+
+    def _axis(self, axis: int) -> Tensor:
+        """[taps, target extent]: the source index along one axis, or -1."""
+        target = torch.arange(self.target[axis]) * self.mul[axis] + self.off[axis]
+        at = target + torch.arange(self.kernel[axis])[:, None] * self.step[axis]
+        index = at.div(self.div[axis], rounding_mode="floor")
+        exact = index * self.div[axis] == at
+        return torch.where(exact & (at >= 0) & (index < self.source[axis]), index, -1)
 
 
 def check_float32(x: Tensor) -> None:
@@ -164,10 +179,11 @@ def every_block(positions: int, blocks: int) -> Selection:
 
 
 def by_block(
-    libraries: Libraries, chosen: Selection, blocks: int, tile: int | None = None
+    libraries: Libraries, chosen: Selection, blocks: int, area: int, tile: int | None = None
 ) -> Lists:
-    """Lists of the slots of every block, cut into tiles of positions (by default as many as fill
-    lists well).
+    """Lists of the slots of every block, for samples of ``area`` positions.
+
+    They are cut into tiles of positions, by default as many as fill the lists well.
     """
     index, rowptr = chosen
     slots, positions = index.shape[0], chosen.positions
@@ -180,9 +196,10 @@ def by_block(
     torch.cumsum(counts.view(-1), 0, dtype=torch.int32, out=start[1:])
     cursor = start[:-1].clone().view(tiles, blocks)
     slot = torch.empty(slots, dtype=torch.int32)
-    position = torch.empty(slots, dtype=torch.int32)
-    libraries(families.lists(), "fill_lists")(index, rowptr, cursor, slot, position, tile)
-    return Lists(start, slot, position)
+    sample, pixel = torch.empty((2, slots), dtype=torch.int32)
+    fill = libraries(families.lists(), "fill_lists")
+    fill(index, rowptr, cursor, slot, sample, pixel, tile, area)
+    return Lists(start, slot, sample, pixel)
 
 
 def new_dense(batch: int, size: Sequence[int]) -> Tensor:

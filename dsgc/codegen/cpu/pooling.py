@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.activation import apply, apply_backward
-from dsgc.codegen.cpu.layout import Selection, check_float32, selection
+from dsgc.codegen.cpu.layout import Geometry, Selection, check_float32, selection
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.ops.layout import (
     ceil_div,
@@ -28,6 +28,28 @@ def _packed(libraries: Libraries, source: Activation) -> Selection:
         raise ValueError("pool2d takes a packed input; pool dense tensors with torch")
     check_float32(source.x)
     return selection(libraries, source.index, source.rowptr)
+
+
+def _window(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+) -> Geometry:
+    target = pool_output_size(size, kernel, stride, padding, ceil_mode)
+    return Geometry.forward(size[1:], target, kernel, stride, padding, (1, 1))
+
+
+def _weights(window: Geometry, padding: Sequence[int], include_pad: bool) -> Tensor:
+    """One over the number of positions that an average counts, for each output pixel."""
+    counts = []
+    for axis in (0, 1):
+        start = torch.arange(window.target[axis]) * window.mul[axis] - padding[axis]
+        reach = window.source[axis] + (padding[axis] if include_pad else 0)
+        end = (start + window.kernel[axis]).clamp(max=reach)
+        counts.append(end - (start if include_pad else start.clamp(min=0)))
+    return 1.0 / torch.outer(*counts).view(-1).to(torch.float32)
 
 
 def pool2d(
@@ -51,23 +73,30 @@ def pool2d(
     chosen = _packed(libraries, source)
     block, (channels, height, width) = x.shape[1], size
     values = apply(libraries, x.contiguous(), chosen.ids, source)
-    out_height, out_width = pool_output_size(size, kernel, stride, padding, ceil_mode)
-    geometry = (height, width, out_height, out_width, *kernel, *stride, *padding)
+    window = _window(size, kernel, stride, padding, ceil_mode)
+    where = window.table(), window.source_area
     batch = chosen.positions // (height * width)
-    out_rowptr = torch.zeros(batch * out_height * out_width + 1, dtype=torch.int32)
+    out_rowptr = torch.zeros(batch * window.target_area + 1, dtype=torch.int32)
     counts = torch.empty(out_rowptr.shape[0] - 1, dtype=torch.int32)
-    libraries(families.lists(), "count_union")(*chosen, counts, *geometry)
+    libraries(families.lists(), "count_union")(*chosen, counts, *where)
     torch.cumsum(counts, 0, dtype=torch.int32, out=out_rowptr[1:])
     slots = int(out_rowptr[-1])
     out_index = torch.empty(slots, dtype=torch.int32)
     out = torch.empty((slots, block), dtype=torch.float32)
     argmax = torch.empty((slots if mode == "max" else 0, block), dtype=torch.uint8)
     libraries(families.blocked(block), f"{mode}_pool_{block}")(
-        values, *chosen, out_index, out_rowptr, out, argmax, *geometry, int(count_include_pad)
+        values,
+        *chosen,
+        out_index,
+        out_rowptr,
+        out,
+        argmax,
+        _weights(window, padding, count_include_pad),
+        *where,
     )
     if index is not None and is_bitmask(index):
         blocks = ceil_div(channels, block)
-        mask = selection_to_mask(out_index, out_rowptr, blocks, out_height, out_width)
+        mask = selection_to_mask(out_index, out_rowptr, blocks, *window.target)
         out_index, _ = mask_to_selection(mask, True)
     return out, out_index, out_rowptr, argmax if mode == "max" else argmax.new_empty(0)
 
@@ -97,7 +126,7 @@ def pool2d_backward(
     chosen = _packed(libraries, source)
     target = selection(libraries, y_index, y_rowptr)
     block = x.shape[1]
-    out_size = pool_output_size(size, kernel, stride, padding, ceil_mode)
+    window = _window(size, kernel, stride, padding, ceil_mode)
     dx = torch.empty((chosen.ids.shape[0], block), dtype=torch.float32)
     libraries(families.blocked(block), f"{mode}_pool_backward_{block}")(
         grad.contiguous(),
@@ -105,11 +134,7 @@ def pool2d_backward(
         *target,
         argmax.view(-1, block),
         dx,
-        *size[1:],
-        *out_size,
-        *kernel,
-        *stride,
-        *padding,
-        int(count_include_pad),
+        _weights(window, padding, count_include_pad),
+        window.transposed().table(),
     )
     return apply_backward(libraries, dx, x.contiguous(), chosen.ids, source)

@@ -66,7 +66,8 @@ def drs_scores(
         pixels,
         weight,
         scores,
-        *geometry.arguments(False),
+        geometry.table(),
+        geometry.source_area,
     )
     return scores
 

@@ -5,10 +5,9 @@ One task holds an output block: for each kernel tap its weights (``blocks x bi x
 position and tap, every input block that the neighbour has selected adds ``bi`` multiply-adds of
 ``bo`` lanes.
 
-Geometry is passed at run time, so that one kernel serves every layer: the source pixel of target
-pixel ``h`` at tap ``r`` is ``(h * mul + off + r * step) / div``, where a division with remainder
-means that the tap does not touch the pixel. Forward: ``mul=stride, off=-padding, step=dilation,
-div=1``. Backward-data: ``mul=1, off=padding, step=-dilation, div=stride``.
+Which source pixel a tap touches is looked up: ``table[tap, pixel]`` is the source pixel of the
+same sample, or -1; a sample has ``area`` source pixels. One kernel so serves every geometry, and
+backward-data is the same kernel with the table of the transposed convolution.
 """
 
 from __future__ import annotations
@@ -17,18 +16,13 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-CHUNK = 256  # target positions whose coordinates are kept at hand: 3 KiB
+CHUNK = 256  # target slots that stay in the first-level cache beside a tap's weights: 16 KiB
 ACCUMULATORS = 4  # independent sums, enough to hide the latency of a multiply-add
 
 
-def packed_convolution(bi: int, bo: int, divided: bool) -> Any:
-    """``y[slot] = bias + sum over taps and selected input blocks``, for target blocks of ``bo``
-    lanes.
-
-    ``divided`` kernels check ``div`` (backward-data of strided convolutions); the others take it as
-    1.
-    """
-    name = f"packed_convolution_{bi}_{bo}" + ("_divided" if divided else "")
+def packed_convolution(bi: int, bo: int) -> Any:
+    """``y[slot] = bias + sum over taps and selected input blocks``, for target blocks of ``bo``."""
+    name = f"packed_convolution_{bi}_{bo}"
     sums = min(ACCUMULATORS, bi)
 
     @T.prim_func(s_tir=True)
@@ -40,21 +34,11 @@ def packed_convolution(bi: int, bo: int, divided: bool) -> Any:
         bias_h: T.handle,
         start_h: T.handle,
         slot_h: T.handle,
-        position_h: T.handle,
+        sample_h: T.handle,
+        pixel_h: T.handle,
         y_h: T.handle,
-        height: T.int32,
-        width: T.int32,
-        target_height: T.int32,
-        target_width: T.int32,
-        kernel_width: T.int32,
-        mul_h: T.int32,
-        mul_w: T.int32,
-        off_h: T.int32,
-        off_w: T.int32,
-        step_h: T.int32,
-        step_w: T.int32,
-        div_h: T.int32,
-        div_w: T.int32,
+        table_h: T.handle,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         source_slots = T.int64()
@@ -62,9 +46,11 @@ def packed_convolution(bi: int, bo: int, divided: bool) -> Any:
         source_rows = T.int64()
         blocks_out = T.int64()
         taps = T.int64()
+        pixels = T.int64()
         blocks_in = T.int64()
         starts = T.int64()
         slots = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (source_slots, bi), "float32", align=4)
         index = T.match_buffer(index_h, (source_slots_index,), "int32", align=4)
         rowptr = T.match_buffer(rowptr_h, (source_rows,), "int32", align=4)
@@ -72,41 +58,26 @@ def packed_convolution(bi: int, bo: int, divided: bool) -> Any:
         bias = T.match_buffer(bias_h, (blocks_out, bo), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
-        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
+        pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         y = T.match_buffer(y_h, (slots, bo), "float32", align=4)
         for task in T.parallel(starts - 1):
             n: T.let = task % blocks_out
             first: T.let = T.cast(start[task], "int64")
             length: T.let = T.cast(start[task + 1], "int64") - first
-            origin = T.alloc_buffer((3, CHUNK), "int32")
             for chunk in T.serial((length + (CHUNK - 1)) // CHUNK):
                 begin: T.let = first + chunk * CHUNK
                 members: T.let = T.min(first + length - begin, T.int64(CHUNK))
                 for i in T.serial(members):
-                    p: T.let = position[begin + i]
-                    column: T.let = T.truncmod(p, target_width)
-                    line: T.let = T.truncdiv(p, target_width)
-                    origin[0, i] = T.truncdiv(line, target_height) * height
-                    origin[1, i] = T.truncmod(line, target_height) * mul_h + off_h
-                    origin[2, i] = column * mul_w + off_w
                     for v in T.vectorized(bo):
                         y[T.cast(slot[begin + i], "int64"), v] = bias[n, v]
                 for tap in T.serial(taps):
-                    shift_h: T.let = T.truncdiv(T.cast(tap, "int32"), kernel_width) * step_h
-                    shift_w: T.let = T.truncmod(T.cast(tap, "int32"), kernel_width) * step_w
                     for i in T.serial(members):
-                        at_h: T.let = origin[1, i] + shift_h
-                        at_w: T.let = origin[2, i] + shift_w
-                        h: T.let = T.truncdiv(at_h, div_h) if divided else at_h
-                        c: T.let = T.truncdiv(at_w, div_w) if divided else at_w
-                        inside: T.let = (at_h >= 0) & (h < height) & (at_w >= 0) & (c < width)
-                        hit: T.let = (
-                            (inside & (h * div_h == at_h) & (c * div_w == at_w))
-                            if divided
-                            else inside
-                        )
-                        if hit:
-                            q: T.let = T.cast((origin[0, i] + h) * width + c, "int64")
+                        near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
+                        if near >= 0:
+                            q: T.let = T.cast(sample[begin + i], "int64") * area + T.cast(
+                                near, "int64"
+                            )
                             low: T.let = T.cast(rowptr[q], "int64")
                             selected: T.let = T.cast(rowptr[q + 1], "int64") - low
                             acc = T.alloc_buffer((sums, bo), "float32")
@@ -145,19 +116,11 @@ def packed_weight_gradient(bi: int, bo: int) -> Any:
         dy_h: T.handle,
         start_h: T.handle,
         slot_h: T.handle,
-        position_h: T.handle,
+        sample_h: T.handle,
+        pixel_h: T.handle,
         dw_h: T.handle,
-        height: T.int32,
-        width: T.int32,
-        target_height: T.int32,
-        target_width: T.int32,
-        kernel_width: T.int32,
-        mul_h: T.int32,
-        mul_w: T.int32,
-        off_h: T.int32,
-        off_w: T.int32,
-        step_h: T.int32,
-        step_w: T.int32,
+        table_h: T.handle,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         source_slots = T.int64()
@@ -165,22 +128,23 @@ def packed_weight_gradient(bi: int, bo: int) -> Any:
         source_rows = T.int64()
         blocks_out = T.int64()
         taps = T.int64()
+        pixels = T.int64()
         blocks_in = T.int64()
         starts = T.int64()
         slots = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (source_slots, bi), "float32", align=4)
         index = T.match_buffer(index_h, (source_slots_index,), "int32", align=4)
         rowptr = T.match_buffer(rowptr_h, (source_rows,), "int32", align=4)
         dy = T.match_buffer(dy_h, (slots, bo), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
-        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
+        pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         dw = T.match_buffer(dw_h, (blocks_out, taps, blocks_in, bi, bo), "float32", align=4)
         for task in T.parallel(blocks_out * taps):
             n: T.let = task // taps
             tap: T.let = task % taps
-            shift_h: T.let = T.truncdiv(T.cast(tap, "int32"), kernel_width) * step_h + off_h
-            shift_w: T.let = T.truncmod(T.cast(tap, "int32"), kernel_width) * step_w + off_w
             for c in T.serial(blocks_in):
                 for s in T.serial(bi):
                     for v in T.vectorized(bo):
@@ -189,19 +153,14 @@ def packed_weight_gradient(bi: int, bo: int) -> Any:
                 first: T.let = T.cast(start[tile * blocks_out + n], "int64")
                 last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
                 for i in T.serial(last - first):
-                    p: T.let = position[first + i]
-                    line: T.let = T.truncdiv(p, target_width)
-                    h: T.let = T.truncmod(line, target_height) * mul_h + shift_h
-                    c: T.let = T.truncmod(p, target_width) * mul_w + shift_w
-                    if (h >= 0) & (h < height) & (c >= 0) & (c < width):
-                        q: T.let = T.cast(
-                            (T.truncdiv(line, target_height) * height + h) * width + c, "int64"
-                        )
+                    near: T.let = table[tap, T.cast(pixel[first + i], "int64")]
+                    if near >= 0:
+                        q: T.let = T.cast(sample[first + i], "int64") * area + T.cast(near, "int64")
                         low: T.let = T.cast(rowptr[q], "int64")
-                        g: T.let = T.cast(slot[first + i], "int64")
+                        at: T.let = T.cast(slot[first + i], "int64")
                         d = T.alloc_buffer((bo,), "float32")
                         for v in T.vectorized(bo):
-                            d[v] = dy[g, v]
+                            d[v] = dy[at, v]
                         for j in T.serial(T.cast(rowptr[q + 1], "int64") - low):
                             b: T.let = T.cast(index[low + j], "int64")
                             for s in T.unroll(bi):

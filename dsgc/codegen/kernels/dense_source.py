@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from dsgc.codegen.tiles import GROUP
 
 # Target positions whose input rows stay in the second-level cache during a weight gradient.
-CHUNK = 128
+CHUNK = 120
 
 
 def dense_convolution(bo: int, members: int) -> Any:
@@ -31,59 +31,46 @@ def dense_convolution(bo: int, members: int) -> Any:
         bias_h: T.handle,
         start_h: T.handle,
         slot_h: T.handle,
-        position_h: T.handle,
+        sample_h: T.handle,
+        pixel_h: T.handle,
         y_h: T.handle,
-        height: T.int32,
-        width: T.int32,
-        target_height: T.int32,
-        target_width: T.int32,
-        kernel_width: T.int32,
-        mul_h: T.int32,
-        mul_w: T.int32,
-        off_h: T.int32,
-        off_w: T.int32,
-        step_h: T.int32,
-        step_w: T.int32,
+        table_h: T.handle,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         rows = T.int64()
         channels = T.int64()
         blocks_out = T.int64()
         taps = T.int64()
+        pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (rows, channels), "float32", align=4)
         w = T.match_buffer(w_h, (blocks_out, taps, channels, bo), "float32", align=4)
         bias = T.match_buffer(bias_h, (blocks_out, bo), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
-        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
+        pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         y = T.match_buffer(y_h, (slots, bo), "float32", align=4)
         for task in T.parallel(starts - 1):
             n: T.let = task % blocks_out
             first: T.let = T.cast(start[task], "int64")
             last: T.let = T.cast(start[task + 1], "int64")
             for group in T.serial((last - first + (members - 1)) // members):
-                origin = T.alloc_buffer((3, members), "int32")
                 row = T.alloc_buffer((members,), "int64")
                 acc = T.alloc_buffer((members, bo), "float32")
                 for u in T.unroll(members):
-                    p: T.let = position[T.min(first + group * members + u, last - 1)]
-                    line: T.let = T.truncdiv(p, target_width)
-                    origin[0, u] = T.truncdiv(line, target_height) * height
-                    origin[1, u] = T.truncmod(line, target_height) * mul_h + off_h
-                    origin[2, u] = T.truncmod(p, target_width) * mul_w + off_w
                     for v in T.vectorized(bo):
                         acc[u, v] = bias[n, v]
                 for tap in T.serial(taps):
-                    shift_h: T.let = T.truncdiv(T.cast(tap, "int32"), kernel_width) * step_h
-                    shift_w: T.let = T.truncmod(T.cast(tap, "int32"), kernel_width) * step_w
                     for u in T.unroll(members):
-                        h: T.let = origin[1, u] + shift_h
-                        c: T.let = origin[2, u] + shift_w
+                        at: T.let = T.min(first + group * members + u, last - 1)
+                        near: T.let = table[tap, T.cast(pixel[at], "int64")]
                         row[u] = T.Select(
-                            (h >= 0) & (h < height) & (c >= 0) & (c < width),
-                            T.cast((origin[0, u] + h) * width + c, "int64"),
+                            near >= 0,
+                            T.cast(sample[at], "int64") * area + T.cast(near, "int64"),
                             rows - 1,
                         )
                     for k in T.serial(channels):
@@ -113,33 +100,28 @@ def dense_weight_gradient(bo: int) -> Any:
         dy_h: T.handle,
         start_h: T.handle,
         slot_h: T.handle,
-        position_h: T.handle,
+        sample_h: T.handle,
+        pixel_h: T.handle,
         dw_h: T.handle,
         splits: T.int64,
-        height: T.int32,
-        width: T.int32,
-        target_height: T.int32,
-        target_width: T.int32,
-        kernel_width: T.int32,
-        mul_h: T.int32,
-        mul_w: T.int32,
-        off_h: T.int32,
-        off_w: T.int32,
-        step_h: T.int32,
-        step_w: T.int32,
+        table_h: T.handle,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         rows = T.int64()
         channels = T.int64()
         blocks_out = T.int64()
         taps = T.int64()
+        pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (rows, channels), "float32", align=4)
         dy = T.match_buffer(dy_h, (slots, bo), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
-        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
+        pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         dw = T.match_buffer(dw_h, (blocks_out, taps, channels, bo), "float32", align=4)
         for task in T.parallel(blocks_out * splits):
             n: T.let = task // splits
@@ -149,7 +131,7 @@ def dense_weight_gradient(bo: int) -> Any:
                 for k in T.serial(channels):
                     for v in T.vectorized(bo):
                         dw[n, tap0 + t, k, v] = T.float32(0)
-            row = T.alloc_buffer((CHUNK,), "int32")
+            row = T.alloc_buffer((CHUNK,), "int64")
             for tile in T.serial((starts - 1) // blocks_out):
                 first: T.let = T.cast(start[tile * blocks_out + n], "int64")
                 last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
@@ -157,18 +139,12 @@ def dense_weight_gradient(bo: int) -> Any:
                     begin: T.let = first + chunk * CHUNK
                     members: T.let = T.min(last - begin, T.int64(CHUNK))
                     for t in T.serial(tap1 - tap0):
-                        tap: T.let = T.cast(tap0 + t, "int32")
-                        shift_h: T.let = T.truncdiv(tap, kernel_width) * step_h + off_h
-                        shift_w: T.let = T.truncmod(tap, kernel_width) * step_w + off_w
                         for i in T.serial(members):
-                            p: T.let = position[begin + i]
-                            line: T.let = T.truncdiv(p, target_width)
-                            h: T.let = T.truncmod(line, target_height) * mul_h + shift_h
-                            c: T.let = T.truncmod(p, target_width) * mul_w + shift_w
+                            near: T.let = table[tap0 + t, T.cast(pixel[begin + i], "int64")]
                             row[i] = T.Select(
-                                (h >= 0) & (h < height) & (c >= 0) & (c < width),
-                                (T.truncdiv(line, target_height) * height + h) * width + c,
-                                T.cast(rows - 1, "int32"),
+                                near >= 0,
+                                T.cast(sample[begin + i], "int64") * area + T.cast(near, "int64"),
+                                rows - 1,
                             )
                         for k in T.serial(channels // depth):
                             acc = T.alloc_buffer((depth, bo), "float32")
@@ -176,11 +152,11 @@ def dense_weight_gradient(bo: int) -> Any:
                                 for v in T.vectorized(bo):
                                     acc[u, v] = dw[n, tap0 + t, k * depth + u, v]
                             for i in T.serial(members):
-                                q: T.let = T.cast(row[i], "int64")
-                                g: T.let = T.cast(slot[begin + i], "int64")
+                                q: T.let = row[i]
+                                at: T.let = T.cast(slot[begin + i], "int64")
                                 for u in T.unroll(depth):
                                     for v in T.vectorized(bo):
-                                        acc[u, v] = acc[u, v] + x[q, k * depth + u] * dy[g, v]
+                                        acc[u, v] = acc[u, v] + x[q, k * depth + u] * dy[at, v]
                             for u in T.unroll(depth):
                                 for v in T.vectorized(bo):
                                     dw[n, tap0 + t, k * depth + u, v] = acc[u, v]
@@ -192,7 +168,7 @@ def dense_data_gradient(bo: int) -> Any:
     """``dx[q] += dy[p, n] @ w[n, tap]`` for a dense input: every channel of ``q`` is a target.
 
     A task owns one sample and ``group`` blocks of 16 input channels, so tasks never meet in ``dx``.
-    The lists must be cut at samples (``tile = target_height * target_width``). For one output block
+    The lists must be cut at samples (``tile`` = target pixels of a sample). For one output block
     and tap the weights (``group`` KiB) stay in the first-level cache, and a row of ``dx`` is held
     in registers while the ``bo`` lanes of one slot are added.
     """
@@ -205,19 +181,10 @@ def dense_data_gradient(bo: int) -> Any:
         w_h: T.handle,
         start_h: T.handle,
         slot_h: T.handle,
-        position_h: T.handle,
+        pixel_h: T.handle,
         dx_h: T.handle,
-        height: T.int32,
-        width: T.int32,
-        target_height: T.int32,
-        target_width: T.int32,
-        kernel_width: T.int32,
-        mul_h: T.int32,
-        mul_w: T.int32,
-        off_h: T.int32,
-        off_w: T.int32,
-        step_h: T.int32,
-        step_w: T.int32,
+        table_h: T.handle,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         rows = T.int64()
@@ -225,36 +192,32 @@ def dense_data_gradient(bo: int) -> Any:
         padded = T.int64()
         blocks_out = T.int64()
         taps = T.int64()
+        pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         dy = T.match_buffer(dy_h, (slots, bo), "float32", align=4)
         w = T.match_buffer(w_h, (padded, taps, blocks_out, bo, 16), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
-        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         dx = T.match_buffer(dx_h, (rows, groups, group, 16), "float32", align=4)
         for task in T.parallel((starts - 1) // blocks_out * groups):
-            sample: T.let = task // groups
+            image: T.let = task // groups
             part: T.let = task % groups
-            area: T.let = T.cast(height * width, "int64")
             for i in T.serial(area):
                 for u in T.unroll(group):
                     for v in T.vectorized(16):
-                        dx[sample * area + i, part, u, v] = T.float32(0)
+                        dx[image * area + i, part, u, v] = T.float32(0)
             for n in T.serial(blocks_out):
-                first: T.let = T.cast(start[sample * blocks_out + n], "int64")
-                last: T.let = T.cast(start[sample * blocks_out + n + 1], "int64")
+                first: T.let = T.cast(start[image * blocks_out + n], "int64")
+                last: T.let = T.cast(start[image * blocks_out + n + 1], "int64")
                 for tap in T.serial(taps):
-                    shift_h: T.let = T.truncdiv(T.cast(tap, "int32"), kernel_width) * step_h + off_h
-                    shift_w: T.let = T.truncmod(T.cast(tap, "int32"), kernel_width) * step_w + off_w
                     for i in T.serial(last - first):
-                        p: T.let = position[first + i]
-                        line: T.let = T.truncdiv(p, target_width)
-                        h: T.let = T.truncmod(line, target_height) * mul_h + shift_h
-                        c: T.let = T.truncmod(p, target_width) * mul_w + shift_w
-                        if (h >= 0) & (h < height) & (c >= 0) & (c < width):
-                            q: T.let = sample * area + T.cast(h * width + c, "int64")
-                            g: T.let = T.cast(slot[first + i], "int64")
+                        near: T.let = table[tap, T.cast(pixel[first + i], "int64")]
+                        if near >= 0:
+                            q: T.let = image * area + T.cast(near, "int64")
+                            at: T.let = T.cast(slot[first + i], "int64")
                             acc = T.alloc_buffer((group, 16), "float32")
                             for u in T.unroll(group):
                                 for v in T.vectorized(16):
@@ -263,7 +226,8 @@ def dense_data_gradient(bo: int) -> Any:
                                 for u in T.unroll(group):
                                     for v in T.vectorized(16):
                                         acc[u, v] = (
-                                            acc[u, v] + dy[g, s] * w[part * group + u, tap, n, s, v]
+                                            acc[u, v]
+                                            + dy[at, s] * w[part * group + u, tap, n, s, v]
                                         )
                             for u in T.unroll(group):
                                 for v in T.vectorized(16):

@@ -39,8 +39,9 @@ def count_lists() -> Any:
 
 
 def fill_lists() -> Any:
-    """Writes ``slot`` and ``position`` in order; ``cursor`` starts as the first place of each list
-    and is used up.
+    """Writes ``slot`` and its ``sample`` and ``pixel``, each sample having ``area`` positions.
+
+    ``cursor`` starts as the first place of each list and is used up.
     """
 
     @T.prim_func(s_tir=True)
@@ -49,8 +50,10 @@ def fill_lists() -> Any:
         rowptr_h: T.handle,
         cursor_h: T.handle,
         slot_h: T.handle,
-        position_h: T.handle,
+        sample_h: T.handle,
+        pixel_h: T.handle,
         tile: T.int64,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": "fill_lists", "tirx.noalias": True})
         slots = T.int64()
@@ -61,7 +64,8 @@ def fill_lists() -> Any:
         rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
         cursor = T.match_buffer(cursor_h, (tiles, blocks), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
-        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
+        pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         for t in T.parallel(tiles):
             for i in T.serial(T.min(tile, rows - 1 - t * tile)):
                 p: T.let = t * tile + i
@@ -70,7 +74,8 @@ def fill_lists() -> Any:
                     c: T.let = T.cast(index[s], "int64")
                     place: T.let = T.cast(cursor[t, c], "int64")
                     slot[place] = T.cast(s, "int32")
-                    position[place] = T.cast(p, "int32")
+                    sample[place] = T.cast(p // area, "int32")
+                    pixel[place] = T.cast(p % area, "int32")
                     cursor[t, c] = cursor[t, c] + 1
 
     return fill_lists

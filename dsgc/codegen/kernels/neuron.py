@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 from dsgc.codegen.tiles import NEURON_LANES as LANES
 
 MEMBERS = 4  # selected neurons computed together: they share the weight row
-CHUNK = 128
+CHUNK = 120
 DEPTH = 4  # vectors of a weight row accumulated together by the gradient
 
 
@@ -29,35 +29,28 @@ def neuron_convolution() -> Any:
         bias_h: T.handle,
         start_h: T.handle,
         slot_h: T.handle,
-        position_h: T.handle,
+        sample_h: T.handle,
+        pixel_h: T.handle,
         y_h: T.handle,
-        height: T.int32,
-        width: T.int32,
-        target_height: T.int32,
-        target_width: T.int32,
-        kernel_width: T.int32,
-        mul_h: T.int32,
-        mul_w: T.int32,
-        off_h: T.int32,
-        off_w: T.int32,
-        step_h: T.int32,
-        step_w: T.int32,
-        div_h: T.int32,
-        div_w: T.int32,
+        table_h: T.handle,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": "neuron_convolution", "tirx.noalias": True})
         rows = T.int64()
         vectors = T.int64()
         neurons = T.int64()
         taps = T.int64()
+        pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (rows, vectors, LANES), "float32", align=4)
         w = T.match_buffer(w_h, (neurons, taps, vectors, LANES), "float32", align=4)
         bias = T.match_buffer(bias_h, (neurons,), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
-        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
+        pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         y = T.match_buffer(y_h, (slots,), "float32", align=4)
         for task in T.parallel(starts - 1):
             n: T.let = task % neurons
@@ -70,25 +63,12 @@ def neuron_convolution() -> Any:
                     for v in T.vectorized(LANES):
                         acc[u, v] = T.float32(0)
                 for tap in T.serial(taps):
-                    shift_h: T.let = T.truncdiv(T.cast(tap, "int32"), kernel_width) * step_h + off_h
-                    shift_w: T.let = T.truncmod(T.cast(tap, "int32"), kernel_width) * step_w + off_w
                     for u in T.unroll(MEMBERS):
-                        p: T.let = position[T.min(first + group * MEMBERS + u, last - 1)]
-                        line: T.let = T.truncdiv(p, target_width)
-                        at_h: T.let = T.truncmod(line, target_height) * mul_h + shift_h
-                        at_w: T.let = T.truncmod(p, target_width) * mul_w + shift_w
-                        h: T.let = T.truncdiv(at_h, div_h)
-                        c: T.let = T.truncdiv(at_w, div_w)
+                        at: T.let = T.min(first + group * MEMBERS + u, last - 1)
+                        near: T.let = table[tap, T.cast(pixel[at], "int64")]
                         row[u] = T.Select(
-                            (at_h >= 0)
-                            & (h < height)
-                            & (at_w >= 0)
-                            & (c < width)
-                            & (h * div_h == at_h)
-                            & (c * div_w == at_w),
-                            T.cast(
-                                (T.truncdiv(line, target_height) * height + h) * width + c, "int64"
-                            ),
+                            near >= 0,
+                            T.cast(sample[at], "int64") * area + T.cast(near, "int64"),
                             rows - 1,
                         )
                     for k in T.serial(vectors):
@@ -115,35 +95,30 @@ def neuron_weight_gradient() -> Any:
         dy_h: T.handle,
         start_h: T.handle,
         slot_h: T.handle,
-        position_h: T.handle,
+        sample_h: T.handle,
+        pixel_h: T.handle,
         dw_h: T.handle,
-        height: T.int32,
-        width: T.int32,
-        target_height: T.int32,
-        target_width: T.int32,
-        kernel_width: T.int32,
-        mul_h: T.int32,
-        mul_w: T.int32,
-        off_h: T.int32,
-        off_w: T.int32,
-        step_h: T.int32,
-        step_w: T.int32,
+        table_h: T.handle,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": "neuron_weight_gradient", "tirx.noalias": True})
         rows = T.int64()
         vectors = T.int64()
         neurons = T.int64()
         taps = T.int64()
+        pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (rows, vectors, LANES), "float32", align=4)
         dy = T.match_buffer(dy_h, (slots,), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
-        position = T.match_buffer(position_h, (slots,), "int32", align=4)
+        sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
+        pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         dw = T.match_buffer(dw_h, (neurons, taps, vectors, LANES), "float32", align=4)
         for n in T.parallel(neurons):
-            row = T.alloc_buffer((CHUNK,), "int32")
+            row = T.alloc_buffer((CHUNK,), "int64")
             for tap in T.serial(taps):
                 for k in T.serial(vectors):
                     for v in T.vectorized(LANES):
@@ -155,18 +130,12 @@ def neuron_weight_gradient() -> Any:
                     begin: T.let = first + chunk * CHUNK
                     members: T.let = T.min(last - begin, T.int64(CHUNK))
                     for tap in T.serial(taps):
-                        tap32: T.let = T.cast(tap, "int32")
-                        shift_h: T.let = T.truncdiv(tap32, kernel_width) * step_h + off_h
-                        shift_w: T.let = T.truncmod(tap32, kernel_width) * step_w + off_w
                         for i in T.serial(members):
-                            p: T.let = position[begin + i]
-                            line: T.let = T.truncdiv(p, target_width)
-                            h: T.let = T.truncmod(line, target_height) * mul_h + shift_h
-                            c: T.let = T.truncmod(p, target_width) * mul_w + shift_w
+                            near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
                             row[i] = T.Select(
-                                (h >= 0) & (h < height) & (c >= 0) & (c < width),
-                                (T.truncdiv(line, target_height) * height + h) * width + c,
-                                T.cast(rows - 1, "int32"),
+                                near >= 0,
+                                T.cast(sample[begin + i], "int64") * area + T.cast(near, "int64"),
+                                rows - 1,
                             )
                         for k in T.serial((vectors + (DEPTH - 1)) // DEPTH):
                             acc = T.alloc_buffer((DEPTH, LANES), "float32")
@@ -174,12 +143,12 @@ def neuron_weight_gradient() -> Any:
                                 for v in T.vectorized(LANES):
                                     acc[u, v] = T.float32(0)
                             for i in T.serial(members):
-                                g: T.let = dy[T.cast(slot[begin + i], "int64")]
-                                q: T.let = T.cast(row[i], "int64")
+                                d: T.let = dy[T.cast(slot[begin + i], "int64")]
+                                q: T.let = row[i]
                                 for u in T.unroll(DEPTH):
                                     at: T.let = T.min(k * DEPTH + u, vectors - 1)
                                     for v in T.vectorized(LANES):
-                                        acc[u, v] = acc[u, v] + g * x[q, at, v]
+                                        acc[u, v] = acc[u, v] + d * x[q, at, v]
                             for u in T.unroll(DEPTH):
                                 if k * DEPTH + u < vectors:
                                     for v in T.vectorized(LANES):

@@ -63,37 +63,27 @@ def block_scores(b: int, members: int, columns: int) -> Any:
         x_h: T.handle,
         w_h: T.handle,
         scores_h: T.handle,
-        height: T.int32,
-        width: T.int32,
-        target_height: T.int32,
-        target_width: T.int32,
-        kernel_width: T.int32,
-        mul_h: T.int32,
-        mul_w: T.int32,
-        off_h: T.int32,
-        off_w: T.int32,
-        step_h: T.int32,
-        step_w: T.int32,
+        table_h: T.handle,
+        area: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         rows = T.int64()
         depth = T.int64()
         taps = T.int64()
+        pixels = T.int64()
         channels = T.int64()
         positions = T.int64()
         blocks = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (rows, depth), "float32", align=4)
         w = T.match_buffer(w_h, (taps, depth, channels), "float32", align=4)
         scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
         for group in T.parallel((positions + (members - 1)) // members):
-            origin = T.alloc_buffer((3, members), "int32")
             row = T.alloc_buffer((members,), "int64")
+            place = T.alloc_buffer((2, members), "int64")
             for u in T.unroll(members):
-                p: T.let = T.cast(T.min(group * members + u, positions - 1), "int32")
-                line: T.let = T.truncdiv(p, target_width)
-                origin[0, u] = T.truncdiv(line, target_height) * height
-                origin[1, u] = T.truncmod(line, target_height) * mul_h + off_h
-                origin[2, u] = T.truncmod(p, target_width) * mul_w + off_w
+                place[0, u] = T.min(group * members + u, positions - 1) // pixels
+                place[1, u] = T.min(group * members + u, positions - 1) % pixels
             for tile in T.serial(channels // columns):
                 low = T.alloc_buffer((half, columns), "float32")
                 high = T.alloc_buffer((half, columns), "float32")
@@ -103,15 +93,10 @@ def block_scores(b: int, members: int, columns: int) -> Any:
                     for v in T.vectorized(columns):
                         high[u, v] = T.float32(0)
                 for tap in T.serial(taps):
-                    shift_h: T.let = T.truncdiv(T.cast(tap, "int32"), kernel_width) * step_h
-                    shift_w: T.let = T.truncmod(T.cast(tap, "int32"), kernel_width) * step_w
                     for u in T.unroll(members):
-                        h: T.let = origin[1, u] + shift_h
-                        c: T.let = origin[2, u] + shift_w
+                        near: T.let = table[tap, place[1, u]]
                         row[u] = T.Select(
-                            (h >= 0) & (h < height) & (c >= 0) & (c < width),
-                            T.cast((origin[0, u] + h) * width + c, "int64"),
-                            rows - 1,
+                            near >= 0, place[0, u] * area + T.cast(near, "int64"), rows - 1
                         )
                     for k in T.serial(depth):
                         for u in T.unroll(half):
