@@ -157,7 +157,7 @@ def pack(libraries: Libraries, x: Tensor, index: Tensor, rowptr: Tensor, block: 
 
 def padded_source(libraries: Libraries, source: Activation) -> Tensor:
     """The activated input as rows [P + 1, width], ``width`` whole vectors; padding and the last row
-    are zero.
+    are zero. It is scratch memory: good until the next call.
     """
     if source.index is None or source.rowptr is None:
         values, chosen = _as_packed(source.x)
@@ -166,7 +166,7 @@ def padded_source(libraries: Libraries, source: Activation) -> Tensor:
         chosen = selection(libraries, source.index, source.rowptr)
     multiple = max(DENSE_BLOCK, values.shape[1])
     width = ceil_div(source.size[0], multiple) * multiple
-    out = torch.empty((chosen.positions + 1, width), dtype=torch.float32)
+    out = libraries.scratch("source", (chosen.positions + 1, width))
     _scatter(libraries, values, chosen, source, out)
     return out
 

@@ -345,7 +345,9 @@ def _dense_data_gradient(
     lists = by_block(libraries, target, blocks, area, tile=area)
     groups = ceil_div(channels, DENSE_BLOCK * GROUP)
     weight = _blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
-    dx = torch.empty((batch * height * width, groups, GROUP, DENSE_BLOCK))
+    shape = (batch * height * width, groups, GROUP, DENSE_BLOCK)
+    # With an activation still to come this gradient does not leave the operator.
+    dx = torch.empty(shape) if source.act == "identity" else libraries.scratch("gradient", shape)
     libraries(families.dense(block), f"dense_data_gradient_{block}")(
         grad,
         weight,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from math import prod
 from typing import Any
+
+import torch
+from torch import Tensor
 
 import dsgc_runtime
 from dsgc.codegen.build import build_library
@@ -32,6 +36,7 @@ class Libraries:
         self._modules: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Kernel] = {}
         self._lock = threading.Lock()
+        self._local = threading.local()
 
     def __call__(self, family: Family, name: str) -> Kernel:
         """The kernel ``name`` of ``family``, built and loaded if need be.
@@ -54,3 +59,15 @@ class Libraries:
                 raise KernelError(f"the kernels {path} could not be loaded: {error}") from error
             self._modules[family.name] = loaded
         return self._modules[family.name]
+
+    def scratch(self, use: str, shape: tuple[int, ...]) -> Tensor:
+        """Uninitialised float32 memory that lives on between calls, one piece a use and thread.
+
+        For what never leaves an operator: touching fresh memory for the first time costs more than
+        most kernels do with it. The next request for the same use gets the same memory.
+        """
+        count = prod(shape)
+        buffers: dict[str, Tensor] = self._local.__dict__.setdefault("buffers", {})
+        if use not in buffers or buffers[use].numel() < count:
+            buffers[use] = torch.empty(count, dtype=torch.float32)
+        return buffers[use][:count].view(shape)
