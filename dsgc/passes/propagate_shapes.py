@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,18 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def _failing_quietly() -> Iterator[None]:
+    """Keep torch from logging a traceback for an operator that rejects fake tensors."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def propagate_shapes(
     gm: fx.GraphModule, inputs: Sequence[torch.Tensor], model: nn.Module, *, real: bool = False
 ) -> Any:
@@ -58,7 +71,7 @@ def propagate_shapes(
     with eval_mode(model):
         if not real:
             try:
-                with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                with _failing_quietly(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
                     fakes = [mode.from_tensor(tensor) for tensor in inputs]
                     return recorder.run(*fakes)
             except Exception:  # any code of the user may fail on fake tensors: real ones decide
