@@ -1,4 +1,4 @@
-"""Let random modules see maps in one memory layout, so that both graphs draw alike."""
+"""Let random modules see maps in the order of the dense model, so that they draw alike."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _FUNCTIONS: tuple[Any, ...] = (
 def fix_random_order(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
     """Make maps contiguous before they meet randomness.
 
-    Random numbers are drawn in the order of memory, and the semantic graph keeps the user's
-    layout where the lowered one works channels-last: the same seed would drop other entries.
+    Random numbers are drawn in the order of memory, and the graphs work channels-last: the same
+    seed would drop other entries than in the dense model.
     """
     for node in gm.graph.nodes:
         random = isinstance(module_of(node), _MODULES) or node.target in _FUNCTIONS

@@ -185,8 +185,6 @@ class _Lowering:
             return self.selection(node, module)
         if isinstance(module, MaskedBatchNorm):
             return self.normalization(node, module)
-        if node.op == "placeholder":
-            return self.placeholder(node)
         found = self.plain_rule(node)
         return self.copy(node) if found is None else found
 
@@ -221,19 +219,6 @@ class _Lowering:
         if _is_identity_pool(node):
             return source
         return None
-
-    def placeholder(self, node: fx.Node) -> fx.Node:
-        made = self.graph.node_copy(node)
-        dtype = node.meta.get("dtype")
-        if len(shape_of(node) or ()) != 4 or dtype is None or not dtype.is_floating_point:
-            return made
-        return self.graph.create_node(
-            "call_method",
-            "contiguous",
-            (made,),
-            {"memory_format": torch.channels_last},
-            name=f"{node.name}_channels_last",
-        )
 
     def input_of(self, node: object, rows: bool) -> Deferred:
         """The form of a layer's input as operators take it; rows are maps of 1 x 1."""

@@ -30,6 +30,7 @@ from dsgc.passes.functionalize import functionalize
 from dsgc.passes.insert_double_mask import insert_double_mask
 from dsgc.passes.insert_selection import insert_selection
 from dsgc.passes.lower_to_packed import lower_to_packed
+from dsgc.passes.prefer_channels_last import prefer_channels_last
 from dsgc.passes.share_pool_masks import share_pool_masks
 from dsgc.passes.verify import (
     Check,
@@ -65,6 +66,7 @@ ANALYSIS = (
     Pass(share_pool_masks, before=(every_layer_decided,)),
 )
 SEMANTIC = (
+    Pass(prefer_channels_last, before=(shapes_known,)),
     Pass(fix_random_order, before=(every_layer_decided,)),
     Pass(insert_selection, before=(every_layer_decided,), after=(selections_inserted,)),
     Pass(insert_double_mask, before=(selections_inserted,), after=(masks_are_double,)),
