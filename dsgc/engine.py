@@ -84,6 +84,7 @@ class Engine:
         self.last: tuple[Program, str | None] | None = None
         self.fallback = ""
         self._warned = False
+        self._without_kernels = ""
         place = os.environ.get("DSGC_DUMP")
         self.dump = Path(place) if place else None
 
@@ -137,7 +138,7 @@ class Engine:
         """The kernels for these inputs; None is the semantic graph in plain PyTorch."""
         if self.backend == "reference":
             return None
-        obstacle = self._obstacle(tensors)
+        obstacle = self._obstacle(tensors) or self._without_kernels
         if not obstacle:
             try:
                 _load_kernels()
@@ -145,7 +146,12 @@ class Engine:
             except KernelError as error:
                 if self.backend == "tvm":
                     raise
-                obstacle = str(error)
+                obstacle = self._without_kernels = str(error)
+                warnings.warn(
+                    f"dsgc: running in plain PyTorch, no faster than dense: {error}",
+                    UserWarning,
+                    stacklevel=5,
+                )
         if self.backend == "tvm":
             raise UnsupportedError(
                 f'backend="tvm" cannot run this: {obstacle}; use backend="auto" or "reference"'

@@ -21,9 +21,10 @@ def cpu_kernels() -> torch.library.Library:
     called.
 
     Raises:
-        KernelError: if the packages that build and load kernels are missing.
+        KernelError: if the packages, the compiler or the cache that kernels need cannot be had.
     """
     try:
+        from dsgc.codegen import families
         from dsgc.codegen.cache import KernelCache
         from dsgc.codegen.cpu import Libraries, kernels
     except ImportError as error:
@@ -33,4 +34,7 @@ def cpu_kernels() -> torch.library.Library:
         ) from error
     from dsgc.ops import register
 
-    return register("dsgc_cpu", kernels(Libraries(KernelCache())))
+    libraries = Libraries(KernelCache())
+    # Every model needs this one: without a compiler or a place to write, it is known here and now.
+    libraries(families.lists(), "count_lists")
+    return register("dsgc_cpu", kernels(libraries))
