@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsgc.ops import selection_to_mask
+from dsgc.ops import ceil_div, selection_to_mask
 
 __all__ = ["MultiplyAdds", "count_multiply_adds"]
 
@@ -152,7 +152,7 @@ def _active_channels(
     index: Tensor, rowptr: Tensor, block: int, channels: int, image: tuple[int, int]
 ) -> Tensor:
     """How many of `channels` are selected at each position: float64 [N, 1, H, W]."""
-    blocks = -(-channels // block)
+    blocks = ceil_div(channels, block)
     sizes = torch.full((blocks,), float(block), dtype=torch.float64)
     sizes[-1] = channels - block * (blocks - 1)
     mask = selection_to_mask(index, rowptr, blocks, *image).cpu()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from dsgc.config import LayerSettings, SparsityConfig
+from dsgc.ops.layout import ceil_div
 from dsgc.passes.geometry import Geometry
 
 __all__ = ["Context", "LayerDecision"]
@@ -40,7 +41,7 @@ class LayerDecision:
         """How many blocks of output channels there are; 0 for a dense layer."""
         if self.settings is None or self.geometry is None:
             return 0
-        return -(-self.geometry.out_channels // self.settings.block)
+        return ceil_div(self.geometry.out_channels, self.settings.block)
 
 
 MakeSelector = Callable[[LayerDecision], nn.Module]

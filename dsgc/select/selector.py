@@ -169,25 +169,26 @@ class Selector(nn.Module):
         activation = (x.detach(), index, rowptr, scale, shift, act, size)
         if settings.selector == "drs":
             window = (self.kernel, self.stride, self.padding, self.dilation)
-            scores = self._finite(
-                ops.drs_scores(
-                    *activation,
-                    self.projection,
-                    self.projected,
-                    self.out_channels,
-                    settings.block,
-                    *window,
-                )
+            scores = ops.drs_scores(
+                *activation,
+                self.projection,
+                self.projected,
+                self.out_channels,
+                settings.block,
+                *window,
             )
         elif settings.selector == "random":
             scores = self._random(batch * out_size[0] * out_size[1], x)
         else:
             scores = self.scores(ops.unpack(*activation))
         if settings.scope == "position":
+            # NaN needs no care here: select_winners counts it as infinity itself.
             found = ops.select_winners(scores, self.winners, out_size, settings.tile, bits)
         elif settings.scope == "sample":
+            scores = self._finite(scores)
             found = mask_to_selection(self._sample_mask(scores, batch, out_size), bits)
         else:
+            scores = self._finite(scores)
             found = ops.select_above(scores, self._threshold(scores, batch), True, bits)
         selection: tuple[Tensor, Tensor] = tuple(found)
         if self.holding:

@@ -97,11 +97,23 @@ def _as_packed(x: Tensor) -> tuple[Tensor, Selection]:
     return rows.view(-1, DENSE_BLOCK), every_block(positions, blocks)
 
 
-def as_dense(values: Tensor, batch: int, size: Sequence[int]) -> Tensor:
-    """The inverse of :func:`_as_packed`: a view where channels fill whole blocks, else a copy."""
+def _as_stored(
+    libraries: Libraries, x: Tensor, index: Tensor | None, rowptr: Tensor | None
+) -> tuple[Tensor, Selection]:
+    """Packed values and their selection, whichever of the two forms ``x`` has."""
+    if index is None or rowptr is None:
+        return _as_packed(x)
+    return x.contiguous(), selection(libraries, index, rowptr)
+
+
+def as_dense(rows: Tensor, batch: int, size: Sequence[int], multiple: int = DENSE_BLOCK) -> Tensor:
+    """Rows padded to a ``multiple`` of channels as [batch, C, H, W] in channels-last order.
+
+    A view where no padding has to go, else a copy; the inverse of :func:`_as_packed`.
+    """
     channels, height, width = size
-    lanes = ceil_div(channels, DENSE_BLOCK) * DENSE_BLOCK
-    dense = values.view(batch, height, width, lanes).permute(0, 3, 1, 2)
+    lanes = ceil_div(channels, multiple) * multiple
+    dense = rows.view(batch, height, width, lanes).permute(0, 3, 1, 2)
     if lanes == channels:
         return dense
     return new_dense(batch, size).copy_(dense[:, :channels])
@@ -159,11 +171,7 @@ def padded_source(libraries: Libraries, source: Activation) -> Tensor:
     """The activated input as rows [P + 1, width], ``width`` whole vectors; padding and the last row
     are zero. It is scratch memory: good until the next call.
     """
-    if source.index is None or source.rowptr is None:
-        values, chosen = _as_packed(source.x)
-    else:
-        values = source.x.contiguous()
-        chosen = selection(libraries, source.index, source.rowptr)
+    values, chosen = _as_stored(libraries, source.x, source.index, source.rowptr)
     multiple = max(DENSE_BLOCK, values.shape[1])
     width = ceil_div(source.size[0], multiple) * multiple
     out = libraries.scratch("source", (chosen.positions + 1, width))
@@ -194,16 +202,9 @@ def unpack(libraries: Libraries, *arguments: object) -> Tensor:
     channels, height, width = source.size
     block = source.x.shape[1]
     chosen = selection(libraries, source.index, source.rowptr)
-    batch = chosen.positions // (height * width)
-    out = new_dense(batch, source.size)
-    if channels % block == 0:
-        rows = out.permute(0, 2, 3, 1).view(-1, channels)
-        _scatter(libraries, source.x.contiguous(), chosen, source, rows)
-        return out
-    padded = torch.empty((chosen.positions, ceil_div(channels, block) * block))
-    _scatter(libraries, source.x.contiguous(), chosen, source, padded)
-    out.permute(0, 2, 3, 1).copy_(padded[:, :channels].view(batch, height, width, channels))
-    return out
+    rows = torch.empty((chosen.positions, ceil_div(channels, block) * block))
+    _scatter(libraries, source.x.contiguous(), chosen, source, rows)
+    return as_dense(rows, chosen.positions // (height * width), source.size, block)
 
 
 def unpack_backward(
@@ -241,10 +242,7 @@ def batch_stats(
     """``dsgc::batch_stats``: two passes, so that a mean far from zero costs no precision."""
     check_float32(x)
     channels, low = size[0], 0.0 if relu else -_INFINITY
-    if index is None or rowptr is None:
-        values, chosen = _as_packed(x)
-    else:
-        values, chosen = x.contiguous(), selection(libraries, index, rowptr)
+    values, chosen = _as_stored(libraries, x, index, rowptr)
     block = values.shape[1]
     blocks = ceil_div(channels, block)
     active = torch.bincount(chosen.ids, minlength=blocks).to(torch.float32)
@@ -277,11 +275,7 @@ def batch_stats_backward(
 ) -> Tensor:
     """``dsgc::batch_stats_backward``."""
     check_float32(x)
-    dense = index is None or rowptr is None
-    if index is None or rowptr is None:
-        values, chosen = _as_packed(x)
-    else:
-        values, chosen = x.contiguous(), selection(libraries, index, rowptr)
+    values, chosen = _as_stored(libraries, x, index, rowptr)
     block = values.shape[1]
     inverse = torch.where(count > 0, 1.0 / count, torch.zeros_like(count))
     factor = 2.0 * dvar * inverse
@@ -295,4 +289,4 @@ def batch_stats_backward(
         out,
         0.0 if relu else -_INFINITY,
     )
-    return as_dense(out, x.shape[0], size) if dense else out
+    return as_dense(out, x.shape[0], size) if index is None else out

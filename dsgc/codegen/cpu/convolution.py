@@ -26,7 +26,6 @@ from dsgc.codegen.cpu.layout import (
     by_block,
     check_float32,
     every_block,
-    new_dense,
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
@@ -358,9 +357,7 @@ def _dense_data_gradient(
         geometry.table(),
         geometry.source_area,
     )
-    lanes = groups * GROUP * DENSE_BLOCK
-    dense = dx.view(batch, height, width, lanes).permute(0, 3, 1, 2)
-    return dense if lanes == channels else new_dense(batch, source.size).copy_(dense[:, :channels])
+    return as_dense(dx, batch, source.size, GROUP * DENSE_BLOCK)
 
 
 def _neuron_data_gradient(

@@ -103,8 +103,7 @@ def packed_weight_gradient(bi: int, bo: int) -> Any:
     """``dw[n, tap, c] += outer(x[q, c], dy[p, n])`` over the positions that chose ``n`` and whose
     neighbour chose ``c``.
 
-    A task owns one output block and a range of taps; the gradient of one tap stays in the first-
-    level cache.
+    A task owns one output block and one tap, whose gradient stays in the first-level cache.
     """
     name = f"packed_weight_gradient_{bi}_{bo}"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from dsgc.codegen.tiles import GROUP
+from dsgc.codegen.tiles import DENSE_BLOCK, GROUP
 
 # Target positions whose input rows stay in the second-level cache during a weight gradient.
 CHUNK = 120
@@ -173,7 +173,7 @@ def dense_data_gradient(bo: int) -> Any:
     in registers while the ``bo`` lanes of one slot are added.
     """
     name = f"dense_data_gradient_{bo}"
-    group = GROUP
+    group, lanes = GROUP, DENSE_BLOCK
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -197,17 +197,17 @@ def dense_data_gradient(bo: int) -> Any:
         slots = T.int64()
         table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         dy = T.match_buffer(dy_h, (slots, bo), "float32", align=4)
-        w = T.match_buffer(w_h, (padded, taps, blocks_out, bo, 16), "float32", align=4)
+        w = T.match_buffer(w_h, (padded, taps, blocks_out, bo, lanes), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
-        dx = T.match_buffer(dx_h, (rows, groups, group, 16), "float32", align=4)
+        dx = T.match_buffer(dx_h, (rows, groups, group, lanes), "float32", align=4)
         for task in T.parallel((starts - 1) // blocks_out * groups):
             image: T.let = task // groups
             part: T.let = task % groups
             for i in T.serial(area):
                 for u in T.unroll(group):
-                    for v in T.vectorized(16):
+                    for v in T.vectorized(lanes):
                         dx[image * area + i, part, u, v] = T.float32(0)
             for n in T.serial(blocks_out):
                 first: T.let = T.cast(start[image * blocks_out + n], "int64")
@@ -218,19 +218,19 @@ def dense_data_gradient(bo: int) -> Any:
                         if near >= 0:
                             q: T.let = image * area + T.cast(near, "int64")
                             at: T.let = T.cast(slot[first + i], "int64")
-                            acc = T.alloc_buffer((group, 16), "float32")
+                            acc = T.alloc_buffer((group, lanes), "float32")
                             for u in T.unroll(group):
-                                for v in T.vectorized(16):
+                                for v in T.vectorized(lanes):
                                     acc[u, v] = dx[q, part, u, v]
                             for s in T.unroll(bo):
                                 for u in T.unroll(group):
-                                    for v in T.vectorized(16):
+                                    for v in T.vectorized(lanes):
                                         acc[u, v] = (
                                             acc[u, v]
                                             + dy[at, s] * w[part * group + u, tap, n, s, v]
                                         )
                             for u in T.unroll(group):
-                                for v in T.vectorized(16):
+                                for v in T.vectorized(lanes):
                                     dx[q, part, u, v] = acc[u, v]
 
     return kernel
