@@ -146,17 +146,17 @@ def test_multiply_adds_of_the_search(block: int) -> None:
     pixels = 49  # pixels under all 3x3 windows of a padded 3x3 image: 4*4 + 4*6 + 9
     if block == 1:  # every window is projected as a whole
         projection = torch.ones(channels * 9, reduced, dtype=torch.int8)
-        projected = torch.randn(reduced, outputs)
+        projected, unit = torch.randn(reduced, outputs), None
         expected = pixels * channels * reduced + size**2 * reduced * outputs
     else:  # every pixel is projected once
         projection = torch.ones(channels, reduced, dtype=torch.int8)
-        projected = torch.randn(9, reduced, 64)
+        projected, unit = torch.ones(9, reduced, 64, dtype=torch.int8), torch.rand(64)
         expected = size**2 * channels * reduced + pixels * reduced * outputs
     image = torch.randn(batch, channels, size, size)
     counted = count_multiply_adds(
         lambda: torch.ops.dsgc.drs_scores(
             *(image, None, None, None, None, "identity", (channels, size, size)),
-            *(projection, projected, outputs, block, (3, 3), (1, 1), (1, 1), (1, 1)),
+            *(projection, projected, unit, outputs, block, (3, 3), (1, 1), (1, 1), (1, 1)),
         )
     )
     assert counted.search == batch * expected

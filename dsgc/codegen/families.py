@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.codegen.tiles import NEURON_LANES
+from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES
 
-__all__ = ["Family", "blocked", "convolution", "dense", "lists", "neuron"]
+__all__ = ["Family", "blocked", "convolution", "dense", "dense_search", "lists", "neuron"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ def blocked(b: int) -> Family:
     """What works on one packed tensor of blocks of ``b``."""
 
     def functions(target: CpuTarget) -> list[Any]:
-        from dsgc.codegen.kernels import activation, pooling, selection
+        from dsgc.codegen.kernels import activation, pooling, search
 
+        scores = search.byte_scores if target.byte_dots else search.float_scores
         return [
             activation.activate(b),
             activation.activate_backward(b),
@@ -59,11 +60,26 @@ def blocked(b: int) -> Family:
             activation.unpack(b),
             *(pooling.pool(b, mode) for mode in ("max", "avg")),
             *(pooling.pool_backward(b, mode) for mode in ("max", "avg")),
-            selection.project(b),
-            selection.block_scores(b, target.score_members, target.score_columns),
+            search.project(b),
+            scores(b, target.score_members, target.score_columns),
         ]
 
     return Family(f"blocked_{b}", functions)
+
+
+def dense_search() -> Family:
+    """The search's part that does not depend on a block size."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import search
+
+        return [
+            search.project_dense(target.members),
+            search.round_rows(target.byte_dots),
+            search.row_bytes(target.byte_dots),
+        ]
+
+    return Family("search", functions)
 
 
 def convolution(bi: int, bo: int) -> Family:
@@ -76,8 +92,8 @@ def convolution(bi: int, bo: int) -> Family:
 
         own = [] if bi == 1 else [weights.block_weights(bi, bo), weights.unblock_weights(bi, bo)]
         return [
-            convolution.packed_convolution(bi, bo),
-            convolution.packed_weight_gradient(bi, bo),
+            convolution.packed_convolution(bi, bo, target.held(bo)),
+            convolution.packed_weight_gradient(bi, bo, target.held(bo)),
             *own,
         ]
 
@@ -92,8 +108,8 @@ def dense(bo: int) -> Family:
 
         return [
             dense_source.dense_convolution(bo, target.members),
-            dense_source.dense_weight_gradient(bo),
-            dense_source.dense_data_gradient(bo),
+            dense_source.dense_weight_gradient(bo, target.held(bo)),
+            dense_source.dense_data_gradient(bo, target.held(DENSE_BLOCK)),
             weights.block_weights(1, bo),
             weights.unblock_weights(1, bo),
         ]

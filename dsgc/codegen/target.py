@@ -20,6 +20,7 @@ class CpuTarget:
         members: positions that share a weight vector in kernels with a dense input.
         score_members, score_columns: register tile of the low-dimensional convolution (positions x
             channels).
+        byte_dots: whether it adds products of 8-bit numbers in one instruction (AVX-512 VNNI).
     """
 
     name: str
@@ -28,6 +29,12 @@ class CpuTarget:
     members: int
     score_members: int
     score_columns: int
+    byte_dots: bool = False
+
+    def held(self, columns: int) -> int:
+        """How many rows of ``columns`` float32 fit in half of the vector registers."""
+        registers = {16: 32, 8: 16, 4: 16}[self.lanes]
+        return max(1, registers // 2 // max(1, columns // self.lanes))
 
     def tvm(self) -> Any:
         """This target as a ``tvm.target.Target``."""
@@ -37,20 +44,23 @@ class CpuTarget:
         return Target({"kind": "llvm", **plain})
 
 
-def _target(name: str, lanes: int, **options: str | tuple[str, ...]) -> CpuTarget:
+def _target(
+    name: str, lanes: int, byte_dots: bool = False, **options: str | tuple[str, ...]
+) -> CpuTarget:
     """A target with ``lanes`` float32 lanes a vector register; register tiles follow from it.
 
     AVX-512 has 32 registers of 16 lanes, the others at most 16 (or 32 of 4 lanes): smaller tiles,
     or sums would spill.
     """
-    members, score = (8, (6, 64)) if lanes == 16 else (4, (2, 32))
-    return CpuTarget(name, lanes, tuple(sorted(options.items())), members, *score)
+    members, score = (12, (6, 64)) if lanes == 16 else (4, (2, 32))
+    return CpuTarget(name, lanes, tuple(sorted(options.items())), members, *score, byte_dots)
 
 
 NAMED_TARGETS = {
     target.name: target
     for target in (
         _target("avx512", 16, mcpu="skylake-avx512"),
+        _target("avx512-vnni", 16, True, mcpu="cascadelake"),
         _target("avx2", 8, mcpu="haswell"),
         _target("x86-64", 4, mcpu="x86-64"),
         _target("aarch64", 4, mtriple="aarch64-linux-gnu", mattr=("+neon",)),
@@ -84,6 +94,7 @@ def host_target() -> CpuTarget:
     features = sorted(f"+{name}" for name in present - implied)
     features += sorted(f"-{name}" for name in absent & implied)
     lanes = 16 if "avx512f" in present else 8 if "avx2" in present else 4
+    byte_dots = lanes == 16 and "avx512vnni" in present
     if features:
-        return _target("host", lanes, mcpu=cpu, mattr=tuple(features))
-    return _target("host", lanes, mcpu=cpu)
+        return _target("host", lanes, byte_dots, mcpu=cpu, mattr=tuple(features))
+    return _target("host", lanes, byte_dots, mcpu=cpu)

@@ -1,6 +1,17 @@
 """Selectors: which blocks of a layer's output are worth computing, for each input."""
 
-from dsgc.select.projection import project_weight, reduced_dimension, ternary_projection
+from dsgc.select.projection import (
+    project_weight,
+    reduced_dimension,
+    round_weight,
+    ternary_projection,
+)
 from dsgc.select.selector import Selector
 
-__all__ = ["Selector", "project_weight", "reduced_dimension", "ternary_projection"]
+__all__ = [
+    "Selector",
+    "project_weight",
+    "reduced_dimension",
+    "round_weight",
+    "ternary_projection",
+]

@@ -13,11 +13,12 @@ __all__ = [
     "pixel_dimension",
     "project_weight",
     "reduced_dimension",
+    "round_weight",
     "ternary_projection",
 ]
 
-PIXEL_MULTIPLE = 8
-"""Reduced dimensions of a pixel are multiples of this: half a vector of floats."""
+PIXEL_MULTIPLE = 4
+"""Reduced dimensions of a pixel are multiples of this: what an 8-bit dot product adds at once."""
 
 NEURON_MULTIPLE = 64
 """Projected weights are filled up with zeros to a multiple of this many neurons."""
@@ -62,3 +63,14 @@ def project_weight(weight: Tensor, projection: Tensor, window: bool) -> Tensor:
     taps = weight.reshape(neurons, channels, -1).permute(2, 0, 1) @ matrix
     fill = ceil_div(neurons, NEURON_MULTIPLE) * NEURON_MULTIPLE - neurons
     return torch.nn.functional.pad(taps.transpose(1, 2), (0, fill)).contiguous()
+
+
+def round_weight(projected: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [R*S, d, Kp] of the pixel form as int8, and the unit [Kp] of each neuron.
+
+    The largest magnitude of a neuron becomes 127. A neuron that is not finite has a unit of NaN.
+    """
+    peak = projected.abs().amax((0, 1))
+    unit = torch.where(peak.isfinite(), peak, torch.nan) / 127
+    levels = torch.where(unit > 0, (projected / unit).round(), torch.zeros_like(projected))
+    return levels.to(torch.int8), unit

@@ -21,6 +21,7 @@ from dsgc.select.projection import (
     pixel_dimension,
     project_weight,
     reduced_dimension,
+    round_weight,
     ternary_projection,
 )
 
@@ -50,11 +51,14 @@ class Selector(nn.Module):
         held: bool [N, blocks, H, W], a selection used instead of searching, or None.
         holding: keep the first selection found in `held`.
         projection: int8, ternary; None unless the selector is "drs". In the state_dict.
-        projected: the weight in the projected space, as of the last `refresh`.
+        projected: the weight in the projected space, as of the last `refresh`; 8-bit levels unless
+            whole windows are projected.
+        unit: what a level of each neuron is worth, None if whole windows are projected.
     """
 
     projection: Tensor | None
     projected: Tensor | None
+    unit: Tensor | None
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class Selector(nn.Module):
         projection = self._draw_projection() if settings.selector == "drs" else None
         self.register_buffer("projection", projection)
         self.register_buffer("projected", None, persistent=False)
+        self.register_buffer("unit", None, persistent=False)
         self.refresh()
 
     @property
@@ -114,7 +119,10 @@ class Selector(nn.Module):
         if self.projection is not None:
             # A copy on another device may have moved the weight before the buffers.
             self.projection = self.projection.to(self.weight.device)
-            self.projected = project_weight(self.weight, self.projection, self.by_window)
+            projected = project_weight(self.weight, self.projection, self.by_window)
+            self.projected, self.unit = projected, None
+            if not self.by_window:
+                self.projected, self.unit = round_weight(projected)
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as `mask`."""
@@ -173,6 +181,7 @@ class Selector(nn.Module):
                 *activation,
                 self.projection,
                 self.projected,
+                self.unit,
                 self.out_channels,
                 settings.block,
                 *window,
@@ -229,6 +238,7 @@ class Selector(nn.Module):
                 size,
                 self.projection,
                 self.projected,
+                self.unit,
                 self.out_channels,
                 block,
                 self.kernel,

@@ -26,8 +26,9 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "convolution": lambda: families.convolution(16, 16),
     "dense": lambda: families.dense(16),
     "neuron": families.neuron,
+    "search": families.dense_search,
 }
-ELF_MACHINE = {"avx512": 62, "avx2": 62, "x86-64": 62, "aarch64": 183}
+ELF_MACHINE = {"avx512": 62, "avx512-vnni": 62, "avx2": 62, "x86-64": 62, "aarch64": 183}
 
 
 @pytest.mark.parametrize("target", NAMED_TARGETS)
@@ -64,6 +65,15 @@ def test_inner_loops_keep_their_sums_in_registers() -> None:
     assert forward
 
 
+def test_the_search_adds_bytes_where_the_machine_can() -> None:
+    asm = compile_family(families.blocked(16), named_target("avx512-vnni")).mod
+    loops = re.split(r"^\.LBB\S*:", asm.inspect_source("asm"), flags=re.MULTILINE)
+    # A register tile is 6 positions by 64 channels: 24 sums, none of them stored in the loop.
+    inner = [loop for loop in loops if loop.count("vpdpbusd") >= 24]
+    assert inner
+    assert not any(re.search(r"vmovdq\w+\s+%zmm\d+, \S*\(", loop) for loop in inner)
+
+
 def test_the_host_is_known_by_its_features() -> None:
     target = host_target()
     assert dict(target.options)["mcpu"] not in ("", "generic", "native")
@@ -79,8 +89,10 @@ def _runnable() -> list[str]:
     """Targets of this machine's architecture whose vectors it has."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["aarch64"]
+    here = host_target()
     names = ("avx512", "avx2", "x86-64")
-    return [name for name in names if named_target(name).lanes <= host_target().lanes]
+    found = [name for name in names if named_target(name).lanes <= here.lanes]
+    return [*found, "avx512-vnni"] if here.byte_dots else found
 
 
 @pytest.mark.parametrize("target", _runnable())
@@ -109,8 +121,9 @@ def test_narrower_vectors_give_the_same_results(
     for one, other in zip(found, meant, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
     projection = torch.randint(-1, 2, (40, 16)).to(torch.int8)
-    projected = torch.zeros(9, 16, 128)
-    projected[..., :outputs] = torch.randn(9, 16, outputs)
-    searched = (*source, projection, projected, outputs, bo, [3, 3], *geometry)
+    projected, unit = torch.zeros(9, 16, 128, dtype=torch.int8), torch.zeros(128)
+    projected[..., :outputs] = torch.randint(-127, 128, (9, 16, outputs)).to(torch.int8)
+    unit[:outputs] = torch.rand(outputs)
+    searched = (*source, projection, projected, unit, outputs, bo, [3, 3], *geometry)
     meant_scores = torch.ops.dsgc.drs_scores(*searched)
     torch.testing.assert_close(drs_scores(libraries, *searched), meant_scores, rtol=1e-3, atol=1e-2)

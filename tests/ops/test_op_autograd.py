@@ -12,7 +12,7 @@ from torch import Tensor
 from dsgc.ops import SPECS, mask_to_selection, register
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.reference import KERNELS
-from dsgc.select import project_weight, ternary_projection
+from dsgc.select import project_weight, round_weight, ternary_projection
 from tests.ops.cases import ACTS, Namespace, Packed, Source, out_mask
 
 SIZE = (4, 3)
@@ -97,8 +97,10 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
         weight = torch.randn(11, 10, 3, 2, dtype=dtype)
         for window in (True, False):
             projection = ternary_projection(60 if window else 10, 8, torch.Generator())
-            projected = project_weight(weight, projection, window)
-            found += [(*_act(namespace, block, "relu"), projection, projected, 11, 8, (3, 2),
+            projected, unit = project_weight(weight, projection, window), None
+            if not window:
+                projected, unit = round_weight(projected)
+            found += [(*_act(namespace, block, "relu"), projection, projected, unit, 11, 8, (3, 2),
                        *WINDOW) for block in (0, 8)]  # fmt: skip
         return found
 

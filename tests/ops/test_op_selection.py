@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsgc.ops import selection_to_mask
-from dsgc.select import project_weight, ternary_projection
+from dsgc.select import project_weight, round_weight, ternary_projection
 from tests.ops.cases import Convolution, Namespace, Pair, convolutions
 
 
@@ -94,6 +94,34 @@ def test_select_above(
     assert torch.equal(mask.permute(0, 2, 3, 1).reshape(shape), flat)
 
 
+def _check_rounded(
+    namespace: Namespace, case: Convolution, dense: torch.Tensor, projection: torch.Tensor,
+    projected: torch.Tensor, unit: torch.Tensor, scores: torch.Tensor,
+) -> None:  # fmt: skip
+    """The pixel form, sample by sample; a level that lies between two may be either of them."""
+    expected = []
+    for image in dense:
+        pixels = torch.einsum("chw,cd->dhw", image, projection.to(dense.dtype))
+        step = float(pixels.abs().max()) / 127
+        levels = (pixels / step).round() if step > 0 else pixels
+        weight = projected[..., : case.neurons].to(dense.dtype).permute(2, 1, 0)
+        weight = weight.reshape(case.neurons, -1, *case.kernel)
+        estimate = F.conv2d(levels[None], weight, None, *case.geometry)
+        estimate = estimate * unit[: case.neurons].view(-1, 1, 1) * step
+        rows = estimate.permute(0, 2, 3, 1).reshape(-1, case.neurons)
+        if case.block > 1:
+            split = torch.split(rows.relu(), case.block, 1)
+            rows = torch.stack([part.sum(1) for part in split], 1)
+        found = scores[len(expected) * len(rows) : (len(expected) + 1) * len(rows)]
+        off = (found - rows).abs()
+        slack = 2 * 127 * step * float(unit.max()) * case.block
+        assert float(off.max()) <= slack + 1e-6
+        exact = (off <= 1e-4 * (1 + rows.abs().max())).to(torch.float64)
+        assert float(exact.mean()) > 0.9
+        expected.append(rows)
+    assert len(scores) == sum(len(rows) for rows in expected)
+
+
 @settings(max_examples=60)
 @given(case=convolutions(max_kernel=3), window=st.booleans(), depth=st.sampled_from((1, 5, 8)))
 def test_drs_scores(namespace: Namespace, case: Convolution, window: bool, depth: int) -> None:
@@ -102,17 +130,23 @@ def test_drs_scores(namespace: Namespace, case: Convolution, window: bool, depth
     taps = case.kernel[0] * case.kernel[1]
     rows = case.source.channels * (taps if window else 1)
     projection = ternary_projection(rows, depth, torch.Generator().manual_seed(0))
+    projected = project_weight(weight, projection, window)
+    unit = None
+    if not window:
+        projected, unit = round_weight(projected)
     scores = namespace.ops.drs_scores(
-        *source.arguments(namespace.ops), projection, project_weight(weight, projection, window),
+        *source.arguments(namespace.ops), projection, projected, unit,
         case.neurons, case.block, case.kernel, *case.geometry,
     )  # fmt: skip
     assert not scores.requires_grad
+    if unit is not None:
+        _check_rounded(
+            namespace, case, source.dense().detach(), projection, projected, unit, scores
+        )
+        return
     # x P P^T W: the estimate is a convolution with the weight sent through the projection twice.
     square = projection.to(weight.dtype) @ projection.to(weight.dtype).t()
-    if window:
-        effective = (weight.reshape(case.neurons, -1) @ square).view_as(weight)
-    else:
-        effective = torch.einsum("kcrs,cd->kdrs", weight, square)
+    effective = (weight.reshape(case.neurons, -1) @ square).view_as(weight)
     estimate = F.conv2d(source.dense().detach(), effective, None, *case.geometry)
     rows_of = estimate.permute(0, 2, 3, 1).reshape(-1, case.neurons)
     expected = rows_of

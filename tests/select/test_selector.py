@@ -121,8 +121,8 @@ def test_shapes_of_the_pixel_form() -> None:
     selector = conv_selector(replace(SETTINGS, reduced_dimension=50))
     assert selector.projection is not None
     assert selector.projected is not None
-    assert selector.projection.shape == (20, 16)  # 50 over 6 taps is 9, in eights 16
-    assert selector.projected.shape == (6, 16, 64)
+    assert selector.projection.shape == (20, 12)  # 50 over 6 taps is 9, in fours 12
+    assert selector.projected.shape == (6, 12, 64)
     assert selector.projected[..., 40:].count_nonzero() == 0
     wide = conv_selector(replace(SETTINGS, reduced_dimension=5000)).projection
     assert wide is not None

@@ -16,6 +16,7 @@ from dsgc.codegen.cpu.layout import (
     every_block,
     limits,
     new_dense,
+    padded_channels,
     selection,
     tasks_for,
 )
@@ -88,13 +89,8 @@ def apply_backward(
 def _as_packed(x: Tensor) -> tuple[Tensor, Selection]:
     """A dense [N, C, H, W] as packed values with every block selected, tail lanes zero."""
     rows = dense_rows(x)
-    positions, channels = rows.shape
-    blocks = ceil_div(channels, DENSE_BLOCK)
-    if channels % DENSE_BLOCK:
-        padded = rows.new_zeros(positions, blocks * DENSE_BLOCK)
-        padded[:, :channels] = rows
-        rows = padded
-    return rows.view(-1, DENSE_BLOCK), every_block(positions, blocks)
+    positions, blocks = rows.shape[0], ceil_div(rows.shape[1], DENSE_BLOCK)
+    return padded_channels(rows).view(-1, DENSE_BLOCK), every_block(positions, blocks)
 
 
 def _as_stored(

@@ -5,6 +5,7 @@ output.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -36,7 +37,12 @@ from dsgc.ops.spec import Activation
 __all__ = ["conv2d", "conv2d_backward"]
 
 _TILE_BYTES = 1 << 18  # of source rows that should stay in the second-level cache
+_PARTIAL_BYTES = 1 << 24  # of partial sums of a weight gradient
 _INFINITY = float("inf")
+
+
+def _dense_tile(width: int) -> int:
+    return max(64, 2 * _TILE_BYTES // (4 * width))
 
 
 def _neuron_tile(width: int) -> int:
@@ -165,10 +171,13 @@ def conv2d(
         tile = _neuron_tile(rows.shape[1])
         lists = by_block(libraries, target, outputs, geometry.target_area, tile)
         return _neuron_convolution(libraries, rows, weight, bias, lists, slots, geometry)
-    lists = by_block(libraries, target, ceil_div(outputs, block), geometry.target_area)
+    blocks = ceil_div(outputs, block)
     if index is None or rowptr is None:
         rows = padded_source(libraries, source)
+        tile = _dense_tile(rows.shape[1])
+        lists = by_block(libraries, target, blocks, geometry.target_area, tile)
         return _dense_convolution(libraries, rows, weight, bias, lists, slots, geometry, block)
+    lists = by_block(libraries, target, blocks, geometry.target_area)
     chosen = selection(libraries, index, rowptr)
     values = apply(libraries, x.contiguous(), chosen.ids, source)
     return _packed_convolution(
@@ -269,16 +278,21 @@ def _weight_gradient(
             rows.view(-1, vectors, NEURON_LANES), grad.view(-1), *lists, out, *where
         )
         return _plain_weight(libraries, out.unsqueeze(-1), weight)
-    lists = by_block(libraries, target, blocks, geometry.target_area)
     if source.index is None or source.rowptr is None:
         rows = padded_source(libraries, source)
-        out = torch.empty((blocks, taps, rows.shape[1], block))
-        # One task an output block reads the source least often; more only where threads would idle.
-        splits = 1 if blocks >= 4 * torch.get_num_threads() else taps
-        libraries(families.dense(block), f"dense_weight_gradient_{block}")(
-            rows, grad, *lists, out, splits, *where
+        tile = _dense_tile(rows.shape[1])
+        lists = by_block(libraries, target, blocks, geometry.target_area, tile)
+        shape = (blocks, taps, rows.shape[1], block)
+        partials = max(
+            1, min(_PARTIAL_BYTES // (4 * prod(shape)), ceil_div(target.positions, tile))
         )
-        return _plain_weight(libraries, out.unsqueeze(3)[:, :, :inputs].contiguous(), weight)
+        out = libraries.scratch("partial", (partials, *shape))
+        libraries(families.dense(block), f"dense_weight_gradient_{block}")(
+            rows, grad, *lists, out, max(1, min(blocks, 16 // partials)), *where
+        )
+        total = out[0] if partials == 1 else out.sum(0)
+        return _plain_weight(libraries, total.unsqueeze(3)[:, :, :inputs].contiguous(), weight)
+    lists = by_block(libraries, target, blocks, geometry.target_area)
     chosen = selection(libraries, source.index, source.rowptr)
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
     bi = values.shape[1]

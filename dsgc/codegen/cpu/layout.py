@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.tiles import DENSE_BLOCK
 from dsgc.errors import UnsupportedError
 from dsgc.ops.layout import ceil_div, is_bitmask
 
@@ -24,6 +25,7 @@ __all__ = [
     "every_block",
     "limits",
     "new_dense",
+    "padded_channels",
     "selection",
     "tasks_for",
 ]
@@ -210,6 +212,12 @@ def new_dense(batch: int, size: Sequence[int]) -> Tensor:
 def dense_rows(x: Tensor) -> Tensor:
     """A dense [N, C, H, W] as contiguous rows [N * H * W, C]; a view of a channels-last tensor."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
+
+
+def padded_channels(rows: Tensor) -> Tensor:
+    """Rows [P, C] with zeros up to whole dense blocks; itself if there is nothing to fill."""
+    missing = -rows.shape[1] % DENSE_BLOCK
+    return torch.nn.functional.pad(rows, (0, missing)) if missing else rows
 
 
 def tasks_for(slots: int) -> int:

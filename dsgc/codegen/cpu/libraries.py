@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import dsgc_runtime
 from dsgc.codegen.build import build_library
@@ -20,6 +21,7 @@ from dsgc.errors import KernelError
 __all__ = ["Libraries"]
 
 Kernel = Callable[..., None]
+Value = TypeVar("Value")
 
 
 class Libraries:
@@ -37,6 +39,7 @@ class Libraries:
         self._kernels: dict[tuple[str, str], Kernel] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
+        self._remembered: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def __call__(self, family: Family, name: str) -> Kernel:
         """The kernel ``name`` of ``family``, built and loaded if need be.
@@ -59,6 +62,17 @@ class Libraries:
                 raise KernelError(f"the kernels {path} could not be loaded: {error}") from error
             self._modules[family.name] = loaded
         return self._modules[family.name]
+
+    def remember(self, tensor: Tensor, use: str, make: Callable[[Tensor], Value]) -> Value:
+        """``make(tensor)``, made once for as long as the tensor lives.
+
+        Only for tensors that nobody writes to.
+        """
+        kept = self._remembered.setdefault(tensor, {})
+        if use not in kept:
+            kept[use] = make(tensor)
+        value: Value = kept[use]
+        return value
 
     def scratch(self, use: str, shape: tuple[int, ...]) -> Tensor:
         """Uninitialised float32 memory that lives on between calls, one piece a use and thread.

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dsgc.codegen import families
-from dsgc.codegen.cpu.activation import apply, padded_source
-from dsgc.codegen.cpu.layout import Geometry, check_float32, selection
+from dsgc.codegen.cpu.activation import apply
+from dsgc.codegen.cpu.layout import (
+    Geometry,
+    blocks_of,
+    check_float32,
+    dense_rows,
+    limits,
+    padded_channels,
+    selection,
+)
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.tiles import PROJECTED_LANES, SCORE_CHANNELS
+from dsgc.codegen.tiles import DENSE_BLOCK, PROJECTED_LANES, SCORE_CHANNELS
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.reference import selection as reference
 from dsgc.ops.spec import Activation
 
 __all__ = ["drs_scores", "select_above", "select_winners"]
 
+_FOUR = 4  # products that an 8-bit dot product adds at once
+_ZERO_LEVEL = 128  # the byte that stands for 0
 RANKED_BLOCKS = 128  # ranking is quadratic: beyond this many scores a row, sorting wins
 
 
@@ -33,6 +44,7 @@ def drs_scores(
     size: Sequence[int],
     projection: Tensor,
     projected: Tensor,
+    unit: Tensor | None,
     out_channels: int,
     block: int,
     kernel: Sequence[int],
@@ -43,28 +55,32 @@ def drs_scores(
     """``dsgc::drs_scores``."""
     check_float32(x)
     source = Activation(x, index, rowptr, scale, shift, act, size)
-    if projected.dim() == 2:
+    if unit is None:
         # The published window form is dense matrix products by nature: torch's are as good as any.
+        window = (kernel, stride, padding, dilation)
         return reference.drs_scores(
-            *source,
-            projection,
-            projected,
-            out_channels,
-            block,
-            kernel,
-            stride,
-            padding,
-            dilation,
+            *source, projection, projected, unit, out_channels, block, *window
         )
     target = conv_output_size(size, kernel, stride, padding, dilation)
-    pixels = _project(libraries, source, projection)
-    weight = _padded_projected(projected, pixels.shape[1])
-    batch = (pixels.shape[0] - 1) // (size[1] * size[2])
+    batch = x.shape[0] if rowptr is None else (rowptr.shape[0] - 1) // (size[1] * size[2])
     scores = torch.empty((batch * target[0] * target[1], ceil_div(out_channels, block)))
+    if scores.numel() == 0:
+        return scores
+    depth = ceil_div(projection.shape[1], _FOUR) * _FOUR
+    z, peak = _project(libraries, source, projection)
+    rows, step = _round(libraries, z, peak, batch, depth)
+    weight, first = libraries.remember(
+        projected,
+        f"rounded weight {rows.dtype}",
+        partial(_score_weight, depth=depth, dtype=rows.dtype),
+    )
     geometry = Geometry.forward(size[1:], target, kernel, stride, padding, dilation)
     libraries(families.blocked(block), f"block_scores_{block}")(
-        pixels,
+        rows if rows.dtype == torch.float32 else rows.view(torch.int32),
         weight,
+        first,
+        _filled(unit, weight.shape[2]),
+        step,
         scores,
         geometry.table(),
         geometry.source_area,
@@ -72,36 +88,72 @@ def drs_scores(
     return scores
 
 
-def _padded_projected(projected: Tensor, depth: int) -> Tensor:
-    _, rows, columns = projected.shape
+def _filled(unit: Tensor, channels: int) -> Tensor:
+    if unit.shape[0] == channels and unit.dtype == torch.float32:
+        return unit.contiguous()
+    return F.pad(unit.to(torch.float32), (0, channels - unit.shape[0]))
+
+
+def _score_weight(projected: Tensor, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Projected weights [taps, d, Kp] as the score kernel reads them, and its first sums [Kp]."""
+    taps, rows, columns = projected.shape
     wanted = ceil_div(columns, SCORE_CHANNELS) * SCORE_CHANNELS
-    if (rows, columns) == (depth, wanted) and projected.is_contiguous():
-        return projected
-    return F.pad(projected, (0, wanted - columns, 0, depth - rows)).contiguous()
+    filled = F.pad(projected, (0, wanted - columns, 0, depth - rows))
+    if dtype == torch.float32:
+        return filled.to(dtype).contiguous(), torch.zeros(wanted)
+    fours = filled.view(taps, depth // _FOUR, _FOUR, wanted).transpose(2, 3).contiguous()
+    first = -_ZERO_LEVEL * filled.sum((0, 1), dtype=torch.int32)
+    return fours.view(torch.int32).squeeze(3), first.to(torch.int32)
 
 
-def _project(libraries: Libraries, source: Activation, projection: Tensor) -> Tensor:
-    """Every pixel in the reduced space: rows [P + 1, depth], the last one zero."""
+def _project(libraries: Libraries, source: Activation, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """Every pixel in the reduced space, rows [P, lanes], and the largest magnitude of each row."""
     channels, depth = projection.shape
-    lanes = ceil_div(depth, PROJECTED_LANES) * PROJECTED_LANES
-    matrix = F.pad(projection.to(torch.float32), (0, lanes - depth))
+    matrix = projection.to(torch.float32)
     if source.index is None or source.rowptr is None:
-        rows = padded_source(libraries, source)
-        return rows @ F.pad(matrix, (0, 0, 0, rows.shape[1] - channels))
+        rows = padded_channels(dense_rows(source.x))
+        lanes = ceil_div(depth, DENSE_BLOCK) * DENSE_BLOCK
+        matrix = F.pad(matrix, (0, lanes - depth, 0, rows.shape[1] - channels))
+        z = libraries.scratch("projected", (rows.shape[0], lanes))
+        peak = libraries.scratch("peak", (rows.shape[0],))
+        libraries(families.dense_search(), "project_dense")(
+            rows.view(rows.shape[0], -1, DENSE_BLOCK),
+            blocks_of(source.scale, channels, DENSE_BLOCK, 1.0),
+            blocks_of(source.shift, channels, DENSE_BLOCK),
+            matrix.view(-1, lanes // DENSE_BLOCK, DENSE_BLOCK),
+            z.view(-1, lanes // DENSE_BLOCK, DENSE_BLOCK),
+            peak,
+            *limits(source.act),
+        )
+        return z, peak
     chosen = selection(libraries, source.index, source.rowptr)
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
     block = values.shape[1]
     blocks = ceil_div(channels, block)
-    matrix = F.pad(matrix, (0, 0, 0, blocks * block - channels))
-    out = torch.empty((chosen.positions + 1, lanes), dtype=torch.float32)
-    out[-1] = 0.0
+    lanes = ceil_div(depth, PROJECTED_LANES) * PROJECTED_LANES
+    matrix = F.pad(matrix, (0, lanes - depth, 0, blocks * block - channels))
+    z = libraries.scratch("projected", (chosen.positions, lanes))
+    peak = libraries.scratch("peak", (chosen.positions,))
     libraries(families.blocked(block), f"project_{block}")(
         values,
         *chosen,
         matrix.view(blocks, block, -1, PROJECTED_LANES),
-        out.view(-1, lanes // PROJECTED_LANES, PROJECTED_LANES),
+        z.view(-1, lanes // PROJECTED_LANES, PROJECTED_LANES),
+        peak,
     )
-    return out
+    return z, peak
+
+
+def _round(
+    libraries: Libraries, z: Tensor, peak: Tensor, batch: int, depth: int
+) -> tuple[Tensor, Tensor]:
+    """Rows [P + 1, depth] on the 8-bit scale of their sample, bytes or floats; the steps [N]."""
+    size = torch.empty(1, dtype=torch.int32)
+    libraries(families.dense_search(), "row_bytes")(size)
+    dtype = torch.uint8 if int(size) == 1 else torch.float32
+    rows, step = torch.empty((z.shape[0] + 1, depth), dtype=dtype), torch.empty(batch)
+    libraries(families.dense_search(), "round_rows")(z, peak, rows, step)
+    return rows, step
 
 
 def select_winners(

@@ -1,9 +1,10 @@
 """Convolution of packed activations: only selected input blocks meet only selected output blocks.
 
-One task holds an output block: for each kernel tap its weights (``blocks x bi x bo`` floats, 8 to
-32 KiB) stay in the first-level cache while the positions that chose the block stream by. Per
-position and tap, every input block that the neighbour has selected adds ``bi`` multiply-adds of
-``bo`` lanes.
+The unit of work is a *pair*: an output slot and an input slot that a kernel tap brings together,
+``bi x bo`` multiply-adds. All pairs of one (output block, tap, input block) use the same weights.
+So a task holds an output block and a few hundred positions that chose it, sorts the pairs of a tap
+into one bucket an input block, and then runs through each bucket with that block's weights (or
+their gradient) in registers: a multiply-add reads nothing from memory but one broadcast value.
 
 Which source pixel a tap touches is looked up: ``table[tap, pixel]`` is the source pixel of the
 same sample, or -1; a sample has ``area`` source pixels. One kernel so serves every geometry, and
@@ -16,14 +17,54 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-CHUNK = 256  # target slots that stay in the first-level cache beside a tap's weights: 16 KiB
-ACCUMULATORS = 4  # independent sums, enough to hide the latency of a multiply-add
+# Target slots whose pairs are sorted at a time. Fewer mean shorter buckets for each load of a block
+# of weights, more mean that rows have left the first-level cache when their turn comes.
+CHUNK = 128
+GRADIENT_CHUNK = 256
+LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input slot below
 
 
-def packed_convolution(bi: int, bo: int) -> Any:
-    """``y[slot] = bias + sum over taps and selected input blocks``, for target blocks of ``bo``."""
+@T.macro
+def sort_pairs(
+    x, index, rowptr, slot, sample, pixel, table, area, tap, begin, members, end, pair, capacity
+):  # type: ignore[no-untyped-def]  # a macro: its arguments are buffers and expressions
+    """Puts the pairs of ``members`` list entries with their neighbours at ``tap`` into ``pair``.
+
+    Bucket ``c`` is ``pair[c * capacity .. end[c]]``. The input rows are fetched into the cache
+    while their pairs are written.
+    """
+    for c in T.serial(end.shape[0]):
+        end[c] = T.cast(c * capacity, "int32")
+    for i in T.serial(members):
+        near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
+        if near >= 0:
+            q: T.let = T.cast(sample[begin + i], "int64") * area + T.cast(near, "int64")
+            low: T.let = T.cast(rowptr[q], "int64")
+            own: T.let = T.cast(slot[begin + i], "int64") << T.int64(32)
+            for j in T.serial(T.cast(rowptr[q + 1], "int64") - low):
+                c: T.let = T.cast(index[low + j], "int64")
+                at: T.let = T.cast(end[c], "int64")
+                pair[at] = (low + j) | own
+                end[c] = end[c] + 1
+                T.evaluate(
+                    T.call_llvm_intrin(
+                        "void",
+                        "llvm.prefetch",
+                        T.address_of(x[low + j, 0]),
+                        T.int32(0),
+                        T.int32(3),
+                        T.int32(1),
+                    )
+                )
+
+
+def packed_convolution(bi: int, bo: int, held: int) -> Any:
+    """``y[slot] = bias + sum over taps and selected input blocks``, for target blocks of ``bo``.
+
+    ``held`` rows of a block of weights are kept in registers at a time.
+    """
     name = f"packed_convolution_{bi}_{bo}"
-    sums = min(ACCUMULATORS, bi)
+    rows = min(held, bi)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -65,6 +106,8 @@ def packed_convolution(bi: int, bo: int) -> Any:
             n: T.let = task % blocks_out
             first: T.let = T.cast(start[task], "int64")
             length: T.let = T.cast(start[task + 1], "int64") - first
+            end = T.alloc_buffer((blocks_in,), "int32")
+            pair = T.alloc_buffer((blocks_in * CHUNK,), "int64")
             for chunk in T.serial((length + (CHUNK - 1)) // CHUNK):
                 begin: T.let = first + chunk * CHUNK
                 members: T.let = T.min(first + length - begin, T.int64(CHUNK))
@@ -72,40 +115,56 @@ def packed_convolution(bi: int, bo: int) -> Any:
                     for v in T.vectorized(bo):
                         y[T.cast(slot[begin + i], "int64"), v] = bias[n, v]
                 for tap in T.serial(taps):
-                    for i in T.serial(members):
-                        near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
-                        if near >= 0:
-                            q: T.let = T.cast(sample[begin + i], "int64") * area + T.cast(
-                                near, "int64"
-                            )
-                            low: T.let = T.cast(rowptr[q], "int64")
-                            selected: T.let = T.cast(rowptr[q + 1], "int64") - low
-                            acc = T.alloc_buffer((sums, bo), "float32")
-                            for u in T.unroll(sums):
+                    sort_pairs(
+                        x,
+                        index,
+                        rowptr,
+                        slot,
+                        sample,
+                        pixel,
+                        table,
+                        area,
+                        tap,
+                        begin,
+                        members,
+                        end,
+                        pair,
+                        CHUNK,
+                    )
+                    for c in T.serial(blocks_in):
+                        for part in T.serial(bi // rows):
+                            kept = T.alloc_buffer((rows, bo), "float32")
+                            for s in T.unroll(rows):
                                 for v in T.vectorized(bo):
-                                    acc[u, v] = T.float32(0)
-                            for j in T.serial(selected):
-                                b: T.let = T.cast(index[low + j], "int64")
-                                for s in T.unroll(bi):
+                                    kept[s, v] = w[n, tap, c, part * rows + s, v]
+                            for i in T.serial(T.cast(end[c], "int64") - c * CHUNK):
+                                source: T.let = pair[c * CHUNK + i] & T.int64(LOW_HALF)
+                                out: T.let = pair[c * CHUNK + i] >> T.int64(32)
+                                acc = T.alloc_buffer((2, bo), "float32")
+                                for v in T.vectorized(bo):
+                                    acc[0, v] = y[out, v]
+                                for v in T.vectorized(bo):
+                                    acc[1, v] = T.float32(0)
+                                for s in T.unroll(rows):
                                     for v in T.vectorized(bo):
-                                        acc[s % sums, v] = (
-                                            acc[s % sums, v] + x[low + j, s] * w[n, tap, b, s, v]
+                                        acc[s % 2, v] = (
+                                            acc[s % 2, v] + x[source, part * rows + s] * kept[s, v]
                                         )
-                            out: T.let = T.cast(slot[begin + i], "int64")
-                            for u in T.unroll(sums):
                                 for v in T.vectorized(bo):
-                                    y[out, v] = y[out, v] + acc[u, v]
+                                    y[out, v] = acc[0, v] + acc[1, v]
 
     return kernel
 
 
-def packed_weight_gradient(bi: int, bo: int) -> Any:
+def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
     """``dw[n, tap, c] += outer(x[q, c], dy[p, n])`` over the positions that chose ``n`` and whose
     neighbour chose ``c``.
 
-    A task owns one output block and one tap, whose gradient stays in the first-level cache.
+    A task owns one output block and one tap; ``held`` rows of a block of the gradient are
+    accumulated in registers at a time.
     """
     name = f"packed_weight_gradient_{bi}_{bo}"
+    rows = min(held, bi)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -144,6 +203,8 @@ def packed_weight_gradient(bi: int, bo: int) -> Any:
         for task in T.parallel(blocks_out * taps):
             n: T.let = task // taps
             tap: T.let = task % taps
+            end = T.alloc_buffer((blocks_in,), "int32")
+            pair = T.alloc_buffer((blocks_in * GRADIENT_CHUNK,), "int64")
             for c in T.serial(blocks_in):
                 for s in T.serial(bi):
                     for v in T.vectorized(bo):
@@ -151,19 +212,40 @@ def packed_weight_gradient(bi: int, bo: int) -> Any:
             for tile in T.serial((starts - 1) // blocks_out):
                 first: T.let = T.cast(start[tile * blocks_out + n], "int64")
                 last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
-                for i in T.serial(last - first):
-                    near: T.let = table[tap, T.cast(pixel[first + i], "int64")]
-                    if near >= 0:
-                        q: T.let = T.cast(sample[first + i], "int64") * area + T.cast(near, "int64")
-                        low: T.let = T.cast(rowptr[q], "int64")
-                        at: T.let = T.cast(slot[first + i], "int64")
-                        d = T.alloc_buffer((bo,), "float32")
-                        for v in T.vectorized(bo):
-                            d[v] = dy[at, v]
-                        for j in T.serial(T.cast(rowptr[q + 1], "int64") - low):
-                            b: T.let = T.cast(index[low + j], "int64")
-                            for s in T.unroll(bi):
+                for chunk in T.serial((last - first + (GRADIENT_CHUNK - 1)) // GRADIENT_CHUNK):
+                    begin: T.let = first + chunk * GRADIENT_CHUNK
+                    sort_pairs(
+                        x,
+                        index,
+                        rowptr,
+                        slot,
+                        sample,
+                        pixel,
+                        table,
+                        area,
+                        tap,
+                        begin,
+                        T.min(last - begin, T.int64(GRADIENT_CHUNK)),
+                        end,
+                        pair,
+                        GRADIENT_CHUNK,
+                    )
+                    for c in T.serial(blocks_in):
+                        for part in T.serial(bi // rows):
+                            acc = T.alloc_buffer((rows, bo), "float32")
+                            for s in T.unroll(rows):
                                 for v in T.vectorized(bo):
-                                    dw[n, tap, b, s, v] = dw[n, tap, b, s, v] + x[low + j, s] * d[v]
+                                    acc[s, v] = dw[n, tap, c, part * rows + s, v]
+                            for i in T.serial(T.cast(end[c], "int64") - c * GRADIENT_CHUNK):
+                                source: T.let = pair[c * GRADIENT_CHUNK + i] & T.int64(LOW_HALF)
+                                out: T.let = pair[c * GRADIENT_CHUNK + i] >> T.int64(32)
+                                for s in T.unroll(rows):
+                                    for v in T.vectorized(bo):
+                                        acc[s, v] = (
+                                            acc[s, v] + x[source, part * rows + s] * dy[out, v]
+                                        )
+                            for s in T.unroll(rows):
+                                for v in T.vectorized(bo):
+                                    dw[n, tap, c, part * rows + s, v] = acc[s, v]
 
     return kernel

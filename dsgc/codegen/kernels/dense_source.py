@@ -15,7 +15,38 @@ from tvm.script import tirx as T
 from dsgc.codegen.tiles import DENSE_BLOCK, GROUP
 
 # Target positions whose input rows stay in the second-level cache during a weight gradient.
-CHUNK = 120
+CHUNK = 128
+LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input row below
+
+
+@T.macro
+def fetch(x, q, k):  # type: ignore[no-untyped-def]  # a macro
+    """Fetches the next channels of a row of ``x`` while these are worked on."""
+    T.evaluate(
+        T.call_llvm_intrin(
+            "void",
+            "llvm.prefetch",
+            T.address_of(x[q, k]),
+            T.int32(0),
+            T.int32(3),
+            T.int32(1),
+        )
+    )
+
+
+@T.macro
+def prefetch(dx, q, part, u):  # type: ignore[no-untyped-def]  # a macro
+    """Fetches the next block of a row of ``dx`` while this one is worked on."""
+    T.evaluate(
+        T.call_llvm_intrin(
+            "void",
+            "llvm.prefetch",
+            T.address_of(dx[q, part, T.min(u + 1, GROUP - 1), 0]),
+            T.int32(1),
+            T.int32(3),
+            T.int32(1),
+        )
+    )
 
 
 def dense_convolution(bo: int, members: int) -> Any:
@@ -85,14 +116,16 @@ def dense_convolution(bo: int, members: int) -> Any:
     return kernel
 
 
-def dense_weight_gradient(bo: int) -> Any:
+def dense_weight_gradient(bo: int, held: int) -> Any:
     """``dw[n, tap, k] += x[q, k] * dy[p, n]`` for every channel ``k``.
 
-    A task owns an output block and ``1 / splits`` of the taps; it accumulates a few channels at a
-    time in registers over a chunk of positions.
+    Partial sum ``i`` is over its share of the tiles of positions, so that a tile of ``x`` is read
+    from memory once for all output blocks; ``splits`` tasks share the output blocks of one partial
+    sum. ``held`` channels are accumulated in registers at a time.
     """
     name = f"dense_weight_gradient_{bo}"
-    depth = 128 // bo
+    depth = min(held, DENSE_BLOCK)
+    half = depth // 2  # two buffers, as one of 1 KiB would not become registers
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -122,58 +155,77 @@ def dense_weight_gradient(bo: int) -> Any:
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
         sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
-        dw = T.match_buffer(dw_h, (blocks_out, taps, channels, bo), "float32", align=4)
-        for task in T.parallel(blocks_out * splits):
-            n: T.let = task // splits
-            tap0: T.let = (task % splits) * taps // splits
-            tap1: T.let = (task % splits + 1) * taps // splits
-            for t in T.serial(tap1 - tap0):
+        partials = T.int64()
+        dw = T.match_buffer(dw_h, (partials, blocks_out, taps, channels, bo), "float32", align=4)
+        for task in T.parallel(partials * splits):
+            part: T.let = task // splits
+            n0: T.let = (task % splits) * blocks_out // splits
+            n1: T.let = (task % splits + 1) * blocks_out // splits
+            tiles: T.let = (starts - 1) // blocks_out
+            tile0: T.let = part * tiles // partials
+            for i in T.serial((n1 - n0) * taps):
                 for k in T.serial(channels):
                     for v in T.vectorized(bo):
-                        dw[n, tap0 + t, k, v] = T.float32(0)
-            row = T.alloc_buffer((CHUNK,), "int64")
-            for tile in T.serial((starts - 1) // blocks_out):
-                first: T.let = T.cast(start[tile * blocks_out + n], "int64")
-                last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
-                for chunk in T.serial((last - first + (CHUNK - 1)) // CHUNK):
-                    begin: T.let = first + chunk * CHUNK
-                    members: T.let = T.min(last - begin, T.int64(CHUNK))
-                    for t in T.serial(tap1 - tap0):
-                        for i in T.serial(members):
-                            near: T.let = table[tap0 + t, T.cast(pixel[begin + i], "int64")]
-                            row[i] = T.Select(
-                                near >= 0,
-                                T.cast(sample[begin + i], "int64") * area + T.cast(near, "int64"),
-                                rows - 1,
-                            )
-                        for k in T.serial(channels // depth):
-                            acc = T.alloc_buffer((depth, bo), "float32")
-                            for u in T.unroll(depth):
-                                for v in T.vectorized(bo):
-                                    acc[u, v] = dw[n, tap0 + t, k * depth + u, v]
+                        dw[part, n0 + i // taps, i % taps, k, v] = T.float32(0)
+            pair = T.alloc_buffer((CHUNK,), "int64")
+            for tile in T.serial((part + 1) * tiles // partials - tile0):
+                for block in T.serial(n1 - n0):
+                    n: T.let = n0 + block
+                    first: T.let = T.cast(start[(tile0 + tile) * blocks_out + n], "int64")
+                    last: T.let = T.cast(start[(tile0 + tile) * blocks_out + n + 1], "int64")
+                    for chunk in T.serial((last - first + (CHUNK - 1)) // CHUNK):
+                        begin: T.let = first + chunk * CHUNK
+                        members: T.let = T.min(last - begin, T.int64(CHUNK))
+                        for tap in T.serial(taps):
+                            found = T.alloc_scalar("int64")
+                            found = T.int64(0)
                             for i in T.serial(members):
-                                q: T.let = row[i]
-                                at: T.let = T.cast(slot[begin + i], "int64")
-                                for u in T.unroll(depth):
+                                near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
+                                row: T.let = T.cast(sample[begin + i], "int64") * area
+                                if near >= 0:
+                                    pair[found] = (row + T.cast(near, "int64")) | (
+                                        T.cast(slot[begin + i], "int64") << T.int64(32)
+                                    )
+                                    found = found + 1
+                            for k in T.serial(channels // depth):
+                                low = T.alloc_buffer((half, bo), "float32")
+                                high = T.alloc_buffer((half, bo), "float32")
+                                for u in T.unroll(half):
                                     for v in T.vectorized(bo):
-                                        acc[u, v] = acc[u, v] + x[q, k * depth + u] * dy[at, v]
-                            for u in T.unroll(depth):
-                                for v in T.vectorized(bo):
-                                    dw[n, tap0 + t, k * depth + u, v] = acc[u, v]
+                                        low[u, v] = dw[part, n, tap, k * depth + u, v]
+                                    for v in T.vectorized(bo):
+                                        high[u, v] = dw[part, n, tap, k * depth + half + u, v]
+                                for i in T.serial(found):
+                                    q: T.let = pair[i] & T.int64(LOW_HALF)
+                                    at: T.let = pair[i] >> T.int64(32)
+                                    fetch(x, q, T.min(k + 1, channels // depth - 1) * depth)
+                                    for u in T.unroll(half):
+                                        for v in T.vectorized(bo):
+                                            low[u, v] = low[u, v] + x[q, k * depth + u] * dy[at, v]
+                                        for v in T.vectorized(bo):
+                                            high[u, v] = (
+                                                high[u, v] + x[q, k * depth + half + u] * dy[at, v]
+                                            )
+                                for u in T.unroll(half):
+                                    for v in T.vectorized(bo):
+                                        dw[part, n, tap, k * depth + u, v] = low[u, v]
+                                    for v in T.vectorized(bo):
+                                        dw[part, n, tap, k * depth + half + u, v] = high[u, v]
 
     return kernel
 
 
-def dense_data_gradient(bo: int) -> Any:
+def dense_data_gradient(bo: int, held: int) -> Any:
     """``dx[q] += dy[p, n] @ w[n, tap]`` for a dense input: every channel of ``q`` is a target.
 
     A task owns one sample and ``group`` blocks of 16 input channels, so tasks never meet in ``dx``.
-    The lists must be cut at samples (``tile`` = target pixels of a sample). For one output block
-    and tap the weights (``group`` KiB) stay in the first-level cache, and a row of ``dx`` is held
-    in registers while the ``bo`` lanes of one slot are added.
+    The lists must be cut at samples (``tile`` = target pixels of a sample). For one output block,
+    tap and input block the weights stay in registers (``held`` rows of them) while the positions
+    that chose the output block stream by.
     """
     name = f"dense_data_gradient_{bo}"
     group, lanes = GROUP, DENSE_BLOCK
+    depth = min(held, bo)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -209,28 +261,47 @@ def dense_data_gradient(bo: int) -> Any:
                 for u in T.unroll(group):
                     for v in T.vectorized(lanes):
                         dx[image * area + i, part, u, v] = T.float32(0)
+            pair = T.alloc_buffer((CHUNK,), "int64")
             for n in T.serial(blocks_out):
                 first: T.let = T.cast(start[image * blocks_out + n], "int64")
                 last: T.let = T.cast(start[image * blocks_out + n + 1], "int64")
-                for tap in T.serial(taps):
-                    for i in T.serial(last - first):
-                        near: T.let = table[tap, T.cast(pixel[first + i], "int64")]
-                        if near >= 0:
-                            q: T.let = image * area + T.cast(near, "int64")
-                            at: T.let = T.cast(slot[first + i], "int64")
-                            acc = T.alloc_buffer((group, lanes), "float32")
-                            for u in T.unroll(group):
-                                for v in T.vectorized(lanes):
-                                    acc[u, v] = dx[q, part, u, v]
-                            for s in T.unroll(bo):
-                                for u in T.unroll(group):
+                for chunk in T.serial((last - first + (CHUNK - 1)) // CHUNK):
+                    begin: T.let = first + chunk * CHUNK
+                    members: T.let = T.min(last - begin, T.int64(CHUNK))
+                    for tap in T.serial(taps):
+                        found = T.alloc_scalar("int64")
+                        found = T.int64(0)
+                        for i in T.serial(members):
+                            near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
+                            if near >= 0:
+                                pair[found] = (image * area + T.cast(near, "int64")) | (
+                                    T.cast(slot[begin + i], "int64") << T.int64(32)
+                                )
+                                found = found + 1
+                        for u in T.serial(group):
+                            for half in T.serial(bo // depth):
+                                kept = T.alloc_buffer((depth, lanes), "float32")
+                                for s in T.unroll(depth):
                                     for v in T.vectorized(lanes):
-                                        acc[u, v] = (
-                                            acc[u, v]
-                                            + dy[at, s] * w[part * group + u, tap, n, s, v]
-                                        )
-                            for u in T.unroll(group):
-                                for v in T.vectorized(lanes):
-                                    dx[q, part, u, v] = acc[u, v]
+                                        kept[s, v] = w[
+                                            part * group + u, tap, n, half * depth + s, v
+                                        ]
+                                for i in T.serial(found):
+                                    q: T.let = pair[i] & T.int64(LOW_HALF)
+                                    at: T.let = pair[i] >> T.int64(32)
+                                    prefetch(dx, q, part, u)
+                                    acc = T.alloc_buffer((2, lanes), "float32")
+                                    for v in T.vectorized(lanes):
+                                        acc[0, v] = dx[q, part, u, v]
+                                    for v in T.vectorized(lanes):
+                                        acc[1, v] = T.float32(0)
+                                    for s in T.unroll(depth):
+                                        for v in T.vectorized(lanes):
+                                            acc[s % 2, v] = (
+                                                acc[s % 2, v]
+                                                + dy[at, half * depth + s] * kept[s, v]
+                                            )
+                                    for v in T.vectorized(lanes):
+                                        dx[q, part, u, v] = acc[0, v] + acc[1, v]
 
     return kernel

@@ -13,6 +13,7 @@ __all__ = [
     "above_mask",
     "block_scores",
     "drs_scores",
+    "round_pixels",
     "select_above",
     "select_winners",
     "winners_mask",
@@ -40,6 +41,7 @@ def drs_scores(
     size: Sequence[int],
     projection: Tensor,
     projected: Tensor,
+    unit: Tensor | None,
     out_channels: int,
     block: int,
     kernel: Sequence[int],
@@ -49,8 +51,10 @@ def drs_scores(
 ) -> Tensor:
     """Scores [P, blocks] of the convolution's outputs, estimated in the projected space.
 
-    Pixel form: projection [C, d], projected [R*S, d, Kp] with Kp >= K. Window form (as published):
-    projection [C*R*S, k] in the order of `unfold`, projected [k, K].
+    Pixel form: projection [C, d]; the projected weight [R*S, d, Kp] with Kp >= K is int8 and counts
+    in units [Kp] of its neuron. Projected pixels are rounded to 8 bits as well, see `round_pixels`.
+    Window form (as published): projection [C*R*S, k] in the order of `unfold`, projected [k, K], no
+    unit.
     """
     dense = unpack(x, index, rowptr, scale, shift, act, size)
     height, width = conv_output_size(size, kernel, stride, padding, dilation)
@@ -62,10 +66,28 @@ def drs_scores(
         estimate = (windows @ matrix) @ projected.to(x.dtype)
         estimate = estimate.transpose(1, 2).view(-1, out_channels, height, width)
         return block_scores(estimate, block)
-    pixels = torch.einsum("nchw,cd->ndhw", dense, matrix)
+    if unit is None:
+        raise ValueError("the pixel form needs the unit of every projected neuron")
+    levels, step = round_pixels(torch.einsum("nchw,cd->ndhw", dense, matrix))
     taps = projected[..., :out_channels].to(x.dtype).permute(2, 1, 0)
     weight = taps.reshape(out_channels, -1, kernel[0], kernel[1])
-    return block_scores(F.conv2d(pixels, weight, None, stride, padding, dilation), block)
+    estimate = F.conv2d(levels, weight, None, stride, padding, dilation)
+    return block_scores(estimate * unit[:out_channels].to(x.dtype).view(-1, 1, 1) * step, block)
+
+
+def round_pixels(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels [N, d, H, W] as whole levels from -127 to 127, and the step [N, 1, 1, 1] of a level.
+
+    The largest magnitude of a sample is its level 127. A sample that is not finite has levels 0 and
+    a step of NaN.
+    """
+    if pixels.numel() == 0:
+        return pixels, pixels.new_zeros((pixels.shape[0], 1, 1, 1))
+    peak = pixels.abs().amax((1, 2, 3), keepdim=True)
+    peak = torch.where(peak.isfinite(), peak, torch.nan)
+    inverse = torch.where(peak > 0, 127 / peak, torch.zeros_like(peak))
+    levels = torch.where(inverse > 0, (pixels * inverse).round(), torch.zeros_like(pixels))
+    return levels, peak / 127
 
 
 def select_winners(

@@ -1,0 +1,444 @@
+"""Dimension-reduction search: project the input, round it to 8 bits, score every block.
+
+Rows of projected pixels are kept as the target likes them for the score kernel: as bytes around
+128 where it has 8-bit dot products (VNNI), else as whole float32 numbers. Both are exact, so the
+scores are the same on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from dsgc.codegen.tiles import PROJECTED_LANES as LANES
+
+VECTOR = 16
+
+
+def project(b: int) -> Any:
+    """``z[p] = x[p] @ R`` for packed rows: only selected blocks are read. ``R`` is ``[blocks, b,
+    depth / 8, 8]``; ``peak[p]`` is the largest magnitude of the row.
+    """
+    name = f"project_{b}"
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        x_h: T.handle,
+        index_h: T.handle,
+        rowptr_h: T.handle,
+        r_h: T.handle,
+        z_h: T.handle,
+        peak_h: T.handle,
+    ):
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        slots = T.int64()
+        rows = T.int64()
+        blocks = T.int64()
+        depth = T.int64()
+        places = T.int64()
+        x = T.match_buffer(x_h, (slots, b), "float32", align=4)
+        index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
+        r = T.match_buffer(r_h, (blocks, b, depth, LANES), "float32", align=4)
+        z = T.match_buffer(z_h, (places, depth, LANES), "float32", align=4)
+        peak = T.match_buffer(peak_h, (places,), "float32", align=4)
+        for p in T.parallel(rows - 1):
+            first: T.let = T.cast(rowptr[p], "int64")
+            most = T.alloc_buffer((LANES,), "float32")
+            bad = T.alloc_buffer((LANES,), "float32")
+            for v in T.vectorized(LANES):
+                most[v] = T.float32(0)
+            for v in T.vectorized(LANES):
+                bad[v] = T.float32(0)
+            for d in T.serial(depth):
+                acc = T.alloc_buffer((2, LANES), "float32")
+                for u in T.unroll(2):
+                    for v in T.vectorized(LANES):
+                        acc[u, v] = T.float32(0)
+                for j in T.serial(T.cast(rowptr[p + 1], "int64") - first):
+                    c: T.let = T.cast(index[first + j], "int64")
+                    for s in T.unroll(b):
+                        for v in T.vectorized(LANES):
+                            acc[s % 2, v] = acc[s % 2, v] + x[first + j, s] * r[c, s, d, v]
+                for v in T.vectorized(LANES):
+                    acc[0, v] = acc[0, v] + acc[1, v]
+                for v in T.vectorized(LANES):
+                    z[p, d, v] = acc[0, v]
+                for v in T.vectorized(LANES):
+                    most[v] = T.max(most[v], T.fabs(acc[0, v]))
+                for v in T.vectorized(LANES):
+                    bad[v] = bad[v] + acc[0, v] * T.float32(0)
+            most_of_8(most, bad, peak, p)
+
+    return kernel
+
+
+def project_dense(members: int) -> Any:
+    """The same for dense rows ``[P, channels]``, through their activation ``z = max(max(v, low) *
+    scale + shift, high)``; ``R`` is ``[channels, depth / 16, 16]``.
+
+    The activated values of ``members`` rows at a time stay in the first-level cache.
+    """
+
+    @T.prim_func(s_tir=True)
+    def project_dense(
+        x_h: T.handle,
+        scale_h: T.handle,
+        shift_h: T.handle,
+        r_h: T.handle,
+        z_h: T.handle,
+        peak_h: T.handle,
+        low: T.float32,
+        high: T.float32,
+    ):
+        T.func_attr({"global_symbol": "project_dense", "tirx.noalias": True})
+        rows = T.int64()
+        blocks = T.int64()
+        depth = T.int64()
+        x = T.match_buffer(x_h, (rows, blocks, VECTOR), "float32", align=4)
+        scale = T.match_buffer(scale_h, (blocks, VECTOR), "float32", align=4)
+        shift = T.match_buffer(shift_h, (blocks, VECTOR), "float32", align=4)
+        r = T.match_buffer(r_h, (blocks * VECTOR, depth, VECTOR), "float32", align=4)
+        z = T.match_buffer(z_h, (rows, depth, VECTOR), "float32", align=4)
+        peak = T.match_buffer(peak_h, (rows,), "float32", align=4)
+        for group in T.parallel((rows + (members - 1)) // members):
+            active = T.alloc_buffer((members, blocks * VECTOR), "float32")
+            most = T.alloc_buffer((members, VECTOR), "float32")
+            bad = T.alloc_buffer((members, VECTOR), "float32")
+            for u in T.serial(members):
+                p: T.let = T.min(group * members + u, rows - 1)
+                for c in T.serial(blocks):
+                    t = T.alloc_buffer((VECTOR,), "float32")
+                    for v in T.vectorized(VECTOR):
+                        t[v] = (
+                            T.Select(x[p, c, v] < low, low, x[p, c, v]) * scale[c, v] + shift[c, v]
+                        )
+                    for v in T.vectorized(VECTOR):
+                        active[u, c * VECTOR + v] = T.Select(t[v] < high, high, t[v])
+                for v in T.vectorized(VECTOR):
+                    most[u, v] = T.float32(0)
+                for v in T.vectorized(VECTOR):
+                    bad[u, v] = T.float32(0)
+            for d in T.serial(depth):
+                acc = T.alloc_buffer((members, VECTOR), "float32")
+                for u in T.unroll(members):
+                    for v in T.vectorized(VECTOR):
+                        acc[u, v] = T.float32(0)
+                for k in T.serial(blocks * VECTOR):
+                    for u in T.unroll(members):
+                        for v in T.vectorized(VECTOR):
+                            acc[u, v] = acc[u, v] + active[u, k] * r[k, d, v]
+                for u in T.unroll(members):
+                    p: T.let = T.min(group * members + u, rows - 1)
+                    for v in T.vectorized(VECTOR):
+                        z[p, d, v] = acc[u, v]
+                    for v in T.vectorized(VECTOR):
+                        most[u, v] = T.max(most[u, v], T.fabs(acc[u, v]))
+                    for v in T.vectorized(VECTOR):
+                        bad[u, v] = bad[u, v] + acc[u, v] * T.float32(0)
+            for u in T.serial(members):
+                top = T.alloc_buffer((LANES,), "float32")
+                nan = T.alloc_buffer((LANES,), "float32")
+                for v in T.vectorized(LANES):
+                    top[v] = T.max(most[u, v], most[u, LANES + v])
+                for v in T.vectorized(LANES):
+                    nan[v] = bad[u, v] + bad[u, LANES + v]
+                most_of_8(top, nan, peak, T.min(group * members + u, rows - 1))
+
+    return project_dense
+
+
+@T.macro
+def most_of_8(values, bad, out, at):  # type: ignore[no-untyped-def]  # a macro
+    """``out[at]`` = the largest of eight; NaN if there is one in ``bad``."""
+    for v in T.vectorized(4):
+        values[v] = T.max(values[v], values[4 + v])
+    for v in T.vectorized(4):
+        bad[v] = bad[v] + bad[4 + v]
+    out[at] = T.max(T.max(values[0], values[1]), T.max(values[2], values[3])) + (
+        (bad[0] + bad[1]) + (bad[2] + bad[3])
+    )
+
+
+def round_rows(as_bytes: bool) -> Any:
+    """Projected pixels on the 8-bit scale of their sample, whose ``peak`` is level 127.
+
+    ``q`` has a row more, for pixels outside the image: level 0. ``step[n]`` is what a level of
+    sample ``n`` is worth.
+    """
+    storage = "uint8" if as_bytes else "float32"
+    name = "round_rows"
+
+    @T.prim_func(s_tir=True)
+    def kernel(z_h: T.handle, peak_h: T.handle, q_h: T.handle, step_h: T.handle):
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        rows = T.int64()
+        lanes = T.int64()
+        places = T.int64()
+        depth = T.int64()
+        samples = T.int64()
+        z = T.match_buffer(z_h, (rows, lanes), "float32", align=4)
+        peak = T.match_buffer(peak_h, (rows,), "float32", align=4)
+        q = T.match_buffer(q_h, (places, depth), storage, align=1 if as_bytes else 4)
+        step = T.match_buffer(step_h, (samples,), "float32", align=4)
+        for d in T.serial(depth):
+            q[places - 1, d] = T.cast(128 if as_bytes else 0, storage)
+        for n in T.parallel(samples):
+            area: T.let = rows // samples
+            most = T.alloc_buffer((LANES,), "float32")
+            bad = T.alloc_buffer((LANES,), "float32")
+            for v in T.vectorized(LANES):
+                most[v] = T.float32(0)
+            for v in T.vectorized(LANES):
+                bad[v] = T.float32(0)
+            for i in T.serial(area // LANES):
+                for v in T.vectorized(LANES):
+                    most[v] = T.max(most[v], peak[n * area + i * LANES + v])
+                for v in T.vectorized(LANES):
+                    bad[v] = bad[v] + peak[n * area + i * LANES + v] * T.float32(0)
+            for i in T.serial(area % LANES):
+                most[0] = T.max(most[0], peak[n * area + area - 1 - i])
+                bad[0] = bad[0] + peak[n * area + area - 1 - i] * T.float32(0)
+            most_of_8(most, bad, step, n)
+            top: T.let = step[n]
+            step[n] = top / T.float32(127)
+            inverse: T.let = T.Select(top > T.float32(0), T.float32(127) / top, T.float32(0))
+            for i in T.serial(area):
+                for d in T.serial(depth // 4):
+                    level = T.alloc_buffer((4,), "float32")
+                    for v in T.vectorized(4):
+                        level[v] = T.nearbyint(z[n * area + i, d * 4 + v] * inverse)
+                    if as_bytes:
+                        for v in T.vectorized(4):
+                            q[n * area + i, d * 4 + v] = T.cast(
+                                T.cast(level[v], "int32") + 128, "uint8"
+                            )
+                    else:
+                        for v in T.vectorized(4):
+                            q[n * area + i, d * 4 + v] = level[v]
+
+    return kernel
+
+
+def byte_scores(b: int, members: int, columns: int) -> Any:
+    """Low-dimensional convolution of rounded rows, reduced to one score a block before anything is
+    written: ``scores[p, block]`` = the sum of ``relu(estimate)`` over the block (block 1: the
+    estimate itself).
+
+    Rows are bytes around 128; ``first[channel]`` is what takes the 128 away again. A register tile
+    is ``members`` positions by ``columns`` channels; each instruction adds four products a channel.
+    """
+    name = f"block_scores_{b}"
+    vectors = columns // VECTOR
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        q_h: T.handle,
+        w_h: T.handle,
+        first_h: T.handle,
+        unit_h: T.handle,
+        step_h: T.handle,
+        scores_h: T.handle,
+        table_h: T.handle,
+        area: T.int64,
+    ):
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        rows = T.int64()
+        fours = T.int64()
+        taps = T.int64()
+        pixels = T.int64()
+        channels = T.int64()
+        positions = T.int64()
+        blocks = T.int64()
+        samples = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
+        q = T.match_buffer(q_h, (rows, fours), "int32", align=4)
+        w = T.match_buffer(w_h, (taps, fours, channels), "int32", align=4)
+        first = T.match_buffer(first_h, (channels,), "int32", align=4)
+        unit = T.match_buffer(unit_h, (channels,), "float32", align=4)
+        step = T.match_buffer(step_h, (samples,), "float32", align=4)
+        scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
+        for group in T.parallel((positions + (members - 1)) // members):
+            row = T.alloc_buffer((members,), "int64")
+            place = T.alloc_buffer((2, members), "int64")
+            for u in T.unroll(members):
+                place[0, u] = T.min(group * members + u, positions - 1) // pixels
+                place[1, u] = T.min(group * members + u, positions - 1) % pixels
+            for tile in T.serial(channels // columns):
+                low = T.alloc_buffer((members // 2 * vectors, VECTOR), "int32")
+                high = T.alloc_buffer((members // 2 * vectors, VECTOR), "int32")
+                for u in T.unroll(members // 2):
+                    for i in T.unroll(vectors):
+                        for v in T.vectorized(VECTOR):
+                            low[u * vectors + i, v] = first[tile * columns + i * VECTOR + v]
+                        for v in T.vectorized(VECTOR):
+                            high[u * vectors + i, v] = first[tile * columns + i * VECTOR + v]
+                for tap in T.serial(taps):
+                    for u in T.unroll(members):
+                        near: T.let = table[tap, place[1, u]]
+                        row[u] = T.Select(
+                            near >= 0, place[0, u] * area + T.cast(near, "int64"), rows - 1
+                        )
+                    for k in T.serial(fours):
+                        for u in T.unroll(members // 2):
+                            for i in T.unroll(vectors):
+                                low[u * vectors + i, T.ramp(0, 1, VECTOR)] = dot_bytes(
+                                    low[u * vectors + i, T.ramp(0, 1, VECTOR)],
+                                    q[row[u], k],
+                                    w[tap, k, T.ramp(tile * columns + i * VECTOR, 1, VECTOR)],
+                                )
+                                high[u * vectors + i, T.ramp(0, 1, VECTOR)] = dot_bytes(
+                                    high[u * vectors + i, T.ramp(0, 1, VECTOR)],
+                                    q[row[members // 2 + u], k],
+                                    w[tap, k, T.ramp(tile * columns + i * VECTOR, 1, VECTOR)],
+                                )
+                for u in T.unroll(members // 2):
+                    for side in T.unroll(2):
+                        z = T.alloc_buffer((columns,), "float32")
+                        for i in T.unroll(vectors):
+                            for v in T.vectorized(VECTOR):
+                                z[i * VECTOR + v] = (
+                                    T.cast(
+                                        T.Select(
+                                            side == 0,
+                                            low[u * vectors + i, v],
+                                            high[u * vectors + i, v],
+                                        ),
+                                        "float32",
+                                    )
+                                    * unit[tile * columns + i * VECTOR + v]
+                                )
+                        p: T.let = group * members + side * (members // 2) + u
+                        if p < positions:
+                            worth: T.let = step[place[0, side * (members // 2) + u]]
+                            write_scores(z, worth, scores, p, tile, blocks, b, columns)
+
+    return kernel
+
+
+def dot_bytes(acc: Any, row: Any, weights: Any) -> Any:
+    """``acc`` int32x16 plus four products a lane: unsigned bytes of ``row``, the same in all lanes,
+    by signed bytes of ``weights`` int32x16.
+    """
+    return T.call_llvm_pure_intrin(
+        "int32x16",
+        "llvm.x86.avx512.vpdpbusd.512",
+        acc,
+        T.reinterpret("uint8x64", T.broadcast(row, VECTOR)),
+        T.reinterpret("int8x64", weights),
+    )
+
+
+@T.macro
+def write_scores(z, worth, scores, p, tile, blocks, b, columns):  # type: ignore[no-untyped-def]
+    """Sums ``relu(z)`` over blocks of ``b`` of a register tile, times ``worth`` (a macro)."""
+    if b > 1:
+        for v in T.vectorized(columns):
+            z[v] = T.Select(z[v] < T.float32(0), T.float32(0), z[v])
+    for n in T.serial(T.min(T.int64(columns // b), blocks - tile * (columns // b))):
+        if b >= 32:
+            for v in T.vectorized(16):
+                z[n * b + v] = z[n * b + v] + z[n * b + 16 + v]
+        if b >= 16:
+            for v in T.vectorized(8):
+                z[n * b + v] = z[n * b + v] + z[n * b + 8 + v]
+        if b >= 8:
+            for v in T.vectorized(4):
+                z[n * b + v] = z[n * b + v] + z[n * b + 4 + v]
+            scores[p, tile * (columns // b) + n] = worth * (
+                (z[n * b] + z[n * b + 1]) + (z[n * b + 2] + z[n * b + 3])
+            )
+        else:
+            scores[p, tile * (columns // b) + n] = worth * z[n]
+
+
+def float_scores(b: int, members: int, columns: int) -> Any:
+    """The same where there are no 8-bit dot products: rows and weights are whole float32 numbers
+    (exact up to 2^24, more than a thousand products).
+    """
+    name = f"block_scores_{b}"
+    half = members // 2
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        q_h: T.handle,
+        w_h: T.handle,
+        first_h: T.handle,
+        unit_h: T.handle,
+        step_h: T.handle,
+        scores_h: T.handle,
+        table_h: T.handle,
+        area: T.int64,
+    ):
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        rows = T.int64()
+        depth = T.int64()
+        taps = T.int64()
+        pixels = T.int64()
+        channels = T.int64()
+        positions = T.int64()
+        blocks = T.int64()
+        samples = T.int64()
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
+        q = T.match_buffer(q_h, (rows, depth), "float32", align=4)
+        w = T.match_buffer(w_h, (taps, depth, channels), "float32", align=4)
+        first = T.match_buffer(first_h, (channels,), "float32", align=4)
+        unit = T.match_buffer(unit_h, (channels,), "float32", align=4)
+        step = T.match_buffer(step_h, (samples,), "float32", align=4)
+        scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
+        for group in T.parallel((positions + (members - 1)) // members):
+            row = T.alloc_buffer((members,), "int64")
+            place = T.alloc_buffer((2, members), "int64")
+            for u in T.unroll(members):
+                place[0, u] = T.min(group * members + u, positions - 1) // pixels
+                place[1, u] = T.min(group * members + u, positions - 1) % pixels
+            for tile in T.serial(channels // columns):
+                low = T.alloc_buffer((half, columns), "float32")
+                high = T.alloc_buffer((half, columns), "float32")
+                for u in T.unroll(half):
+                    for v in T.vectorized(columns):
+                        low[u, v] = first[tile * columns + v]
+                    for v in T.vectorized(columns):
+                        high[u, v] = first[tile * columns + v]
+                for tap in T.serial(taps):
+                    for u in T.unroll(members):
+                        near: T.let = table[tap, place[1, u]]
+                        row[u] = T.Select(
+                            near >= 0, place[0, u] * area + T.cast(near, "int64"), rows - 1
+                        )
+                    for k in T.serial(depth):
+                        for u in T.unroll(half):
+                            for v in T.vectorized(columns):
+                                low[u, v] = low[u, v] + q[row[u], k] * w[tap, k, tile * columns + v]
+                            for v in T.vectorized(columns):
+                                high[u, v] = (
+                                    high[u, v] + q[row[half + u], k] * w[tap, k, tile * columns + v]
+                                )
+                for u in T.unroll(half):
+                    for side in T.unroll(2):
+                        z = T.alloc_buffer((columns,), "float32")
+                        for v in T.vectorized(columns):
+                            z[v] = (
+                                T.Select(side == 0, low[u, v], high[u, v])
+                                * unit[tile * columns + v]
+                            )
+                        p: T.let = group * members + side * half + u
+                        if p < positions:
+                            worth: T.let = step[place[0, side * half + u]]
+                            write_scores(z, worth, scores, p, tile, blocks, b, columns)
+
+    return kernel
+
+
+def row_bytes(as_bytes: bool) -> Any:
+    """Tells the caller how many bytes a value of a rounded row takes on this target."""
+    size = 1 if as_bytes else 4
+
+    @T.prim_func(s_tir=True)
+    def row_bytes(out_h: T.handle):
+        T.func_attr({"global_symbol": "row_bytes", "tirx.noalias": True})
+        out = T.match_buffer(out_h, (1,), "int32", align=4)
+        out[0] = size
+
+    return row_bytes
