@@ -90,7 +90,7 @@ def convolution(bi: int, bo: int) -> Family:
     def functions(target: CpuTarget) -> list[Any]:
         from dsgc.codegen.kernels import convolution, weights
 
-        own = [] if bi == 1 else [weights.block_weights(bi, bo), weights.unblock_weights(bi, bo)]
+        own = [] if bi == 1 else weights.all_forms(bi, bo)
         return [
             convolution.packed_convolution(bi, bo, target.held(bo)),
             convolution.packed_weight_gradient(bi, bo, target.held(bo)),
@@ -110,8 +110,7 @@ def dense(bo: int) -> Family:
             dense_source.dense_convolution(bo, target.members),
             dense_source.dense_weight_gradient(bo, target.held(bo)),
             dense_source.dense_data_gradient(bo, target.held(DENSE_BLOCK)),
-            weights.block_weights(1, bo),
-            weights.unblock_weights(1, bo),
+            *weights.all_forms(1, bo),
         ]
 
     return Family(f"dense_{bo}", functions)
@@ -126,8 +125,7 @@ def neuron() -> Family:
         return [
             neuron.neuron_convolution(),
             neuron.neuron_weight_gradient(),
-            weights.block_weights(NEURON_LANES, 1),
-            weights.unblock_weights(NEURON_LANES, 1),
+            *weights.all_forms(NEURON_LANES, 1),
         ]
 
     return Family("neuron", functions)

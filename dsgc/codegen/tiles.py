@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["DENSE_BLOCK", "GROUP", "NEURON_LANES", "PROJECTED_LANES", "SCORE_CHANNELS"]
+__all__ = [
+    "DENSE_BLOCK",
+    "GROUP",
+    "NEURON_LANES",
+    "PROJECTED_LANES",
+    "RANKED_BLOCKS",
+    "SCORE_CHANNELS",
+]
 
 DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels run on it
 GROUP = 8  # blocks of a dense input whose gradient is held in registers
 NEURON_LANES = 16  # vector of a neuron-wise dot product
+RANKED_BLOCKS = 128  # scores a position ranked in place; sorting wins where there are more
 PROJECTED_LANES = 8  # a projected row is a whole number of these
 SCORE_CHANNELS = 64  # projected weights are padded to whole register tiles of any target

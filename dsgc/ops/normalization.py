@@ -7,9 +7,11 @@ paper's rule) every position counts, unselected ones as zeros.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
 from dsgc.ops.layout import block_of, expand_mask
@@ -135,6 +137,46 @@ class MaskedBatchNorm(nn.Module):
         return mean, centred.square().sum(1) / divisor, count
 
 
+class _Statistics(torch.autograd.Function):
+    """(x itself, mean, var, count): whoever reads x through this leaves its gradient here.
+
+    The gradient of the statistics is then added to it in one pass, where two separate gradients
+    of x would take a tensor more and another pass to add.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        index: Tensor | None,
+        rowptr: Tensor | None,
+        size: Sequence[int],
+        relu: bool,
+        over: str,
+        ops: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, var, count = ops.batch_stats(x, index, rowptr, size, relu, over)
+        ctx.save_for_backward(x, index, rowptr, mean, count)
+        ctx.mark_non_differentiable(count)
+        ctx.set_materialize_grads(False)
+        ctx.size, ctx.relu, ctx.ops = size, relu, ops
+        return x.view_as(x), mean, var, count
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(
+        ctx: Any, dx: Tensor | None, dmean: Tensor | None, dvar: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, index, rowptr, mean, count = ctx.saved_tensors
+        if dmean is not None or dvar is not None:
+            zero = torch.zeros_like(mean)
+            dmean, dvar = zero if dmean is None else dmean, zero if dvar is None else dvar
+            dx = ctx.ops.batch_stats_backward(
+                dx, dmean, dvar, x, index, rowptr, mean, count, ctx.size, ctx.relu
+            )
+        return dx, None, None, None, None, None, None
+
+
 class PackedBatchNorm(nn.Module):
     """The scale and shift that normalise a packed (or dense, then all of it) activation.
 
@@ -160,13 +202,19 @@ class PackedBatchNorm(nn.Module):
         rowptr: Tensor | None,
         size: Sequence[int],
         relu: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """(scale, shift), [C] each, for relu(x) if `relu`, else for x."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(x, scale, shift): scale and shift [C] are for relu(x) if `relu`, else for x.
+
+        x is the tensor given. Whoever reads the result rather than the argument saves a pass in
+        backward.
+        """
         if _uses_batch(self.bn):
             rows = x.shape[0] * size[1] * size[2] if rowptr is None else rowptr.shape[0] - 1
             _check_positions(self.bn, rows)
             ops = getattr(torch.ops, self.namespace)
-            mean, var, count = ops.batch_stats(x, index, rowptr, size, relu, self.over)
+            x, mean, var, count = _Statistics.apply(  # type: ignore[no-untyped-call]
+                x, index, rowptr, size, relu, self.over, ops
+            )
             _update_running(self.bn, mean, var, count)
-            return _scale_and_shift(self.bn, mean, var, count)
-        return _scale_and_shift(self.bn, *_running(self.bn))
+            return x, *_scale_and_shift(self.bn, mean, var, count)
+        return x, *_scale_and_shift(self.bn, *_running(self.bn))

@@ -33,11 +33,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _backward(
     ops: Any, ctx: Any, dmean: Tensor, dvar: Tensor, dcount: Tensor
 ) -> tuple[Tensor | None, ...]:
-    dx = ops.batch_stats_backward(dmean, dvar, *ctx.saved_tensors, ctx.size, ctx.relu)
+    dx = ops.batch_stats_backward(None, dmean, dvar, *ctx.saved_tensors, ctx.size, ctx.relu)
     return dx, None, None, None, None, None
 
 
 def _fake_backward(
+    grad: Tensor | None,
     dmean: Tensor,
     dvar: Tensor,
     x: Tensor,
@@ -62,7 +63,7 @@ SPECS = (
     ),
     OpSpec(
         "batch_stats_backward",
-        "(Tensor dmean, Tensor dvar, Tensor x, Tensor? index, Tensor? rowptr, Tensor mean,"
+        "(Tensor? grad, Tensor dmean, Tensor dvar, Tensor x, Tensor? index, Tensor? rowptr, Tensor mean,"
         " Tensor count, int[3] size, bool relu) -> Tensor",
         _fake_backward,
     ),

@@ -316,8 +316,10 @@ class _Lowering:
         index, rowptr = value.arguments()[1:3]
         relu = value.act == "relu"
         found = self.emit("call_module", target, (value.x, index, rowptr, value.size, relu), "norm")
-        scale, shift = self.item(found, 0, "scale"), self.item(found, 1, "shift")
-        return replace(value, act=_AFTER_NORM[value.act], scale=scale, shift=shift)
+        x, scale, shift = (
+            self.item(found, i, name) for i, name in enumerate(("value", "scale", "shift"))
+        )
+        return replace(value, x=x, act=_AFTER_NORM[value.act], scale=scale, shift=shift)
 
     def pooling(self, node: fx.Node, value: Deferred, shape: tuple[int, ...]) -> Deferred | None:
         p = pool(node)

@@ -15,7 +15,7 @@ from typing import Any
 import tvm_ffi
 from tvm_ffi.libinfo import find_include_path, find_libtvm_ffi
 
-_SOURCE = Path(__file__).with_name("openmp_shim.c")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("openmp_shim.c", "memory_pool.c"))
 
 
 class RuntimeBuildError(RuntimeError):
@@ -49,7 +49,9 @@ def shim_path(directory: Path) -> Path:
     """
     library = Path(find_libtvm_ffi())
     key = hashlib.sha256(
-        _SOURCE.read_bytes() + tvm_ffi.__version__.encode() + str(library).encode()
+        b"".join(source.read_bytes() for source in _SOURCES)
+        + tvm_ffi.__version__.encode()
+        + str(library).encode()
     ).hexdigest()[:16]
     target = directory / f"libdsgc_openmp-{key}.so"
     if not target.exists():
@@ -63,8 +65,9 @@ def _compile_shim(target: Path, library: Path) -> None:
         built = Path(scratch) / target.name
         command = [
             compiler_command(),
-            *("-O2", "-shared", "-fPIC", "-fopenmp", "-Wl,-Bsymbolic"),
-            *(str(_SOURCE), f"-I{find_include_path()}", f"-I{_dlpack_include()}"),
+            *("-O2", "-shared", "-fPIC", "-fopenmp", "-pthread", "-Wl,-Bsymbolic"),
+            *(str(source) for source in _SOURCES),
+            *(f"-I{find_include_path()}", f"-I{_dlpack_include()}"),
             *(f"-L{library.parent}", "-ltvm_ffi", f"-Wl,-rpath,{library.parent}"),
             *("-o", str(built)),
         ]
@@ -87,6 +90,15 @@ def _shim(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def load_shim(directory: Path) -> ctypes.CDLL:
+    """The compiled shim below ``directory``, built and loaded if need be.
+
+    Raises:
+        RuntimeBuildError: if it cannot be compiled.
+    """
+    return _shim(shim_path(directory))
+
+
 def load_kernels(library: Path, shim_directory: Path) -> Any:
     """Loads a generated kernel library; its functions are the attributes of what comes back
     (``module["name"]``).
@@ -98,5 +110,5 @@ def load_kernels(library: Path, shim_directory: Path) -> Any:
     Raises:
         RuntimeBuildError: if the OpenMP shim is missing and cannot be built.
     """
-    _shim(shim_path(shim_directory)).dsgc_register_runtime()
+    load_shim(shim_directory).dsgc_register_runtime()
     return tvm_ffi.load_module(str(library.resolve()))

@@ -134,7 +134,7 @@ def test_gradients_of_weight_and_bias(namespace: Namespace) -> None:
     case, ops = source.build(namespace.dtype), namespace.ops
     literal = _norm(20, namespace.dtype)
     x, index, rowptr, *_ = case.arguments(ops)
-    scale, shift = PackedBatchNorm(literal, "active", namespace.name)(
+    _, scale, shift = PackedBatchNorm(literal, "active", namespace.name)(
         x, index, rowptr, case.size, False
     )
     dense = ops.unpack(x, index, rowptr, scale, shift, "affine_relu", case.size)

@@ -117,7 +117,7 @@ def test_layer_and_its_gradients(stride: int) -> None:
     dense = (x, None, None, None, None, "identity", [12, 9, 8])
     selection = selector.packed(*dense, "dsgc")
     values = ops.conv2d(*dense, conv.weight, None, *selection, 1, *window)
-    scale, shift = PackedBatchNorm(bn, "all", "dsgc")(values, *selection, size, True)
+    _, scale, shift = PackedBatchNorm(bn, "all", "dsgc")(values, *selection, size, True)
     packed = ops.unpack(values, *selection, scale, shift, "relu_affine", size)
 
     for actual in (semantic, packed):

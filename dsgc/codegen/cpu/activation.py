@@ -48,7 +48,7 @@ def apply(libraries: Libraries, x: Tensor, index: Tensor, source: Activation) ->
     if source.act == "identity":
         return x
     block, channels = x.shape[1], source.size[0]
-    out = torch.empty_like(x)
+    out = libraries.empty(*x.shape)
     libraries(families.blocked(block), f"activate_{block}")(
         x,
         index,
@@ -68,7 +68,7 @@ def apply_backward(
         return grad, grad.new_empty(0), grad.new_empty(0)
     block, channels = x.shape[1], source.size[0]
     scale = blocks_of(source.scale, channels, block, 1.0)
-    dx = torch.empty_like(x)
+    dx = libraries.empty(*x.shape)
     partial = torch.empty((tasks_for(x.shape[0]), 2, *scale.shape), dtype=torch.float32)
     libraries(families.blocked(block), f"activate_backward_{block}")(
         grad,
@@ -100,6 +100,13 @@ def _as_stored(
     if index is None or rowptr is None:
         return _as_packed(x)
     return x.contiguous(), selection(libraries, index, rowptr)
+
+
+def _stored_values(x: Tensor, index: Tensor | None) -> Tensor:
+    """The values of :func:`_as_stored` alone."""
+    if index is not None:
+        return x.contiguous()
+    return padded_channels(dense_rows(x)).view(-1, DENSE_BLOCK)
 
 
 def as_dense(rows: Tensor, batch: int, size: Sequence[int], multiple: int = DENSE_BLOCK) -> Tensor:
@@ -156,7 +163,7 @@ def pack(libraries: Libraries, x: Tensor, index: Tensor, rowptr: Tensor, block: 
     blocks = ceil_div(rows.shape[1], block)
     if rows.shape[1] % block:
         rows = torch.nn.functional.pad(rows, (0, blocks * block - rows.shape[1]))
-    values = torch.empty((chosen.ids.shape[0], block), dtype=torch.float32)
+    values = libraries.empty(chosen.ids.shape[0], block)
     libraries(families.blocked(block), f"pack_{block}")(
         rows.view(-1, blocks, block), *chosen, values
     )
@@ -198,7 +205,7 @@ def unpack(libraries: Libraries, *arguments: object) -> Tensor:
     channels, height, width = source.size
     block = source.x.shape[1]
     chosen = selection(libraries, source.index, source.rowptr)
-    rows = torch.empty((chosen.positions, ceil_div(channels, block) * block))
+    rows = libraries.empty(chosen.positions, ceil_div(channels, block) * block)
     _scatter(libraries, source.x.contiguous(), chosen, source, rows)
     return as_dense(rows, chosen.positions // (height * width), source.size, block)
 
@@ -259,6 +266,7 @@ def batch_stats(
 
 def batch_stats_backward(
     libraries: Libraries,
+    grad: Tensor | None,
     dmean: Tensor,
     dvar: Tensor,
     x: Tensor,
@@ -276,8 +284,10 @@ def batch_stats_backward(
     inverse = torch.where(count > 0, 1.0 / count, torch.zeros_like(count))
     factor = 2.0 * dvar * inverse
     offset = dmean * inverse - factor * mean
-    out = torch.empty_like(values)
+    out = libraries.empty(*values.shape)
+    base = out.zero_() if grad is None else _stored_values(grad, index)
     libraries(families.blocked(block), f"channel_affine_{block}")(
+        base,
         values,
         chosen.ids,
         blocks_of(factor, size[0], block),

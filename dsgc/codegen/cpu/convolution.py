@@ -57,17 +57,24 @@ def _blocked_weight(
     """
     flat = weight.detach().flatten(2)
     outputs, inputs, taps = flat.shape
-    out = torch.empty((blocks or ceil_div(outputs, bo), taps, ceil_div(inputs, bi), bi, bo))
-    libraries(_weight_family(bi, bo), f"block_weights_{bi}_{bo}")(flat, out)
+    shape = (blocks or ceil_div(outputs, bo), taps, ceil_div(inputs, bi), bi, bo)
+    out = libraries.scratch("weight", shape)
+    libraries(_weight_family(bi, bo), f"block_weights_{bi}_{bo}{_form(flat)}")(flat, out)
     return out
 
 
 def _plain_weight(libraries: Libraries, blocked: Tensor, like: Tensor) -> Tensor:
-    """The inverse of :func:`_blocked_weight`, contiguous, shaped like ``like``."""
+    """The inverse of :func:`_blocked_weight`, shaped like ``like`` and stored in its order."""
     bi, bo = blocked.shape[3:]
-    out = torch.empty(like.shape, dtype=torch.float32)
-    libraries(_weight_family(bi, bo), f"unblock_weights_{bi}_{bo}")(blocked, out.flatten(2))
+    out = torch.empty_like(like, memory_format=torch.preserve_format)
+    flat = out.flatten(2)
+    libraries(_weight_family(bi, bo), f"unblock_weights_{bi}_{bo}{_form(flat)}")(blocked, flat)
     return out
+
+
+def _form(weight: Tensor) -> str:
+    """Which channels of a flat weight [K, C, taps] lie side by side: the suffix of a kernel."""
+    return "_by_input" if weight.stride(1) == 1 else "_by_output" if weight.stride(0) == 1 else ""
 
 
 def _weight_family(bi: int, bo: int) -> families.Family:
@@ -90,7 +97,7 @@ def _packed_convolution(
     """Packed ``x`` through ``weight`` [K, C, R, S] into the slots of ``lists``: [slots, block]."""
     bi = x.shape[1]
     blocked = _blocked_weight(libraries, weight, bi, block)
-    out = torch.empty((slots, block), dtype=torch.float32)
+    out = libraries.empty(slots, block)
     libraries(families.convolution(bi, block), f"packed_convolution_{bi}_{block}")(
         x,
         *chosen,
@@ -115,7 +122,7 @@ def _neuron_convolution(
 ) -> Tensor:
     """Dense ``rows`` [P + 1, width] through ``weight`` into single neurons: [slots, 1]."""
     blocked = _blocked_weight(libraries, _pad_inputs(weight, rows.shape[1]), NEURON_LANES, 1)
-    out = torch.empty((slots, 1), dtype=torch.float32)
+    out = libraries.empty(slots, 1)
     libraries(families.neuron(), "neuron_convolution")(
         rows.view(rows.shape[0], -1, NEURON_LANES),
         blocked.view(*blocked.shape[:4]),
@@ -196,7 +203,7 @@ def _dense_convolution(
     block: int,
 ) -> Tensor:
     padded = _pad_inputs(weight, rows.shape[1])
-    out = torch.empty((slots, block), dtype=torch.float32)
+    out = libraries.empty(slots, block)
     libraries(families.dense(block), f"dense_convolution_{block}")(
         rows,
         _blocked_weight(libraries, padded, 1, block).squeeze(3),
@@ -273,7 +280,7 @@ def _weight_gradient(
         vectors = rows.shape[1] // NEURON_LANES
         tile = _neuron_tile(rows.shape[1])
         lists = by_block(libraries, target, outputs, geometry.target_area, tile)
-        out = torch.empty((outputs, taps, vectors, NEURON_LANES))
+        out = libraries.empty(outputs, taps, vectors, NEURON_LANES)
         libraries(families.neuron(), "neuron_weight_gradient")(
             rows.view(-1, vectors, NEURON_LANES), grad.view(-1), *lists, out, *where
         )
@@ -296,7 +303,7 @@ def _weight_gradient(
     chosen = selection(libraries, source.index, source.rowptr)
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
     bi = values.shape[1]
-    out = torch.empty((blocks, taps, ceil_div(inputs, bi), bi, block))
+    out = libraries.scratch("partial", (blocks, taps, ceil_div(inputs, bi), bi, block))
     libraries(families.convolution(bi, block), f"packed_weight_gradient_{bi}_{block}")(
         values, *chosen, grad, *lists, out, *where
     )
@@ -360,7 +367,11 @@ def _dense_data_gradient(
     weight = _blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
     shape = (batch * height * width, groups, GROUP, DENSE_BLOCK)
     # With an activation still to come this gradient does not leave the operator.
-    dx = torch.empty(shape) if source.act == "identity" else libraries.scratch("gradient", shape)
+    dx = (
+        libraries.empty(*shape)
+        if source.act == "identity"
+        else libraries.scratch("gradient", shape)
+    )
     libraries(families.dense(block), f"dense_data_gradient_{block}")(
         grad,
         weight,

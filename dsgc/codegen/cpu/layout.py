@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -173,8 +174,12 @@ def selection(libraries: Libraries, index: Tensor, rowptr: Tensor) -> Selection:
     return Selection(out, rowptr)
 
 
+@functools.lru_cache(maxsize=4)
 def every_block(positions: int, blocks: int) -> Selection:
-    """The selection of all blocks everywhere: how a dense map looks to a packed kernel."""
+    """The selection of all blocks everywhere: how a dense map looks to a packed kernel.
+
+    Only to be read: the next call may give the same tensors.
+    """
     index = torch.arange(blocks, dtype=torch.int32).repeat(positions)
     rowptr = torch.arange(0, (positions + 1) * blocks, blocks, dtype=torch.int32)
     return Selection(index, rowptr)

@@ -21,6 +21,7 @@ from dsgc.errors import KernelError
 __all__ = ["Libraries"]
 
 Kernel = Callable[..., None]
+_POOLED_BYTES = 1 << 20
 Value = TypeVar("Value")
 
 
@@ -38,6 +39,7 @@ class Libraries:
         self._modules: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Kernel] = {}
         self._lock = threading.Lock()
+        self._pool: dsgc_runtime.MemoryPool | None = None
         self._local = threading.local()
         self._remembered: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -63,6 +65,16 @@ class Libraries:
             self._modules[family.name] = loaded
         return self._modules[family.name]
 
+    def empty(self, *shape: int) -> Tensor:
+        """Uninitialised float32 memory for a result; from the pool if it is large."""
+        count = prod(shape)
+        if 4 * count < _POOLED_BYTES:
+            return torch.empty(shape, dtype=torch.float32)
+        if self._pool is None:
+            self._pool = dsgc_runtime.MemoryPool(self._cache.directory)
+        flat: Tensor = torch.from_dlpack(self._pool.floats(count))
+        return flat.view(shape)
+
     def remember(self, tensor: Tensor, use: str, make: Callable[[Tensor], Value]) -> Value:
         """``make(tensor)``, made once for as long as the tensor lives.
 
@@ -83,5 +95,5 @@ class Libraries:
         count = prod(shape)
         buffers: dict[str, Tensor] = self._local.__dict__.setdefault("buffers", {})
         if use not in buffers or buffers[use].numel() < count:
-            buffers[use] = torch.empty(count, dtype=torch.float32)
+            buffers[use] = self.empty(count)
         return buffers[use][:count].view(shape)

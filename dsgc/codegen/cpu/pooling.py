@@ -82,7 +82,7 @@ def pool2d(
     torch.cumsum(counts, 0, dtype=torch.int32, out=out_rowptr[1:])
     slots = int(out_rowptr[-1])
     out_index = torch.empty(slots, dtype=torch.int32)
-    out = torch.empty((slots, block), dtype=torch.float32)
+    out = libraries.empty(slots, block)
     argmax = torch.empty((slots if mode == "max" else 0, block), dtype=torch.uint8)
     libraries(families.blocked(block), f"{mode}_pool_{block}")(
         values,
@@ -127,7 +127,7 @@ def pool2d_backward(
     target = selection(libraries, y_index, y_rowptr)
     block = x.shape[1]
     window = _window(size, kernel, stride, padding, ceil_mode)
-    dx = torch.empty((chosen.ids.shape[0], block), dtype=torch.float32)
+    dx = libraries.empty(chosen.ids.shape[0], block)
     libraries(families.blocked(block), f"{mode}_pool_backward_{block}")(
         grad.contiguous(),
         *chosen,

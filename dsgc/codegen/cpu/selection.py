@@ -21,7 +21,7 @@ from dsgc.codegen.cpu.layout import (
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.tiles import DENSE_BLOCK, PROJECTED_LANES, SCORE_CHANNELS
+from dsgc.codegen.tiles import DENSE_BLOCK, PROJECTED_LANES, RANKED_BLOCKS, SCORE_CHANNELS
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.reference import selection as reference
 from dsgc.ops.spec import Activation
@@ -30,7 +30,6 @@ __all__ = ["drs_scores", "select_above", "select_winners"]
 
 _FOUR = 4  # products that an 8-bit dot product adds at once
 _ZERO_LEVEL = 128  # the byte that stands for 0
-RANKED_BLOCKS = 128  # ranking is quadratic: beyond this many scores a row, sorting wins
 
 
 def drs_scores(

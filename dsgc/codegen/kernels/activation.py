@@ -141,13 +141,15 @@ def channel_sums(b: int) -> Any:
 
 
 def channel_affine(b: int) -> Any:
-    """``y = max(v, low) * factor + offset`` where ``v > low``, else 0: the gradient of the
-    statistics.
+    """``y = base``, plus ``v * factor + offset`` where ``v > low``: the gradient of the statistics.
+
+    ``y`` may be ``base``.
     """
     name = f"channel_affine_{b}"
 
     @T.prim_func(s_tir=True)
     def kernel(
+        base_h: T.handle,
         v_h: T.handle,
         index_h: T.handle,
         factor_h: T.handle,
@@ -155,18 +157,19 @@ def channel_affine(b: int) -> Any:
         y_h: T.handle,
         low: T.float32,
     ):
-        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        T.func_attr({"global_symbol": name})
         slots = T.int64()
         blocks = T.int64()
         v = T.match_buffer(v_h, (slots, b), "float32", align=4)
         index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        base = T.match_buffer(base_h, (slots, b), "float32", align=4)
         factor = T.match_buffer(factor_h, (blocks, b), "float32", align=4)
         offset = T.match_buffer(offset_h, (blocks, b), "float32", align=4)
         y = T.match_buffer(y_h, (slots, b), "float32", align=4)
         for j in T.parallel(slots):
             c: T.let = T.cast(index[j], "int64")
             for u in T.vectorized(b):
-                y[j, u] = T.Select(
+                y[j, u] = base[j, u] + T.Select(
                     v[j, u] > low, v[j, u] * factor[c, u] + offset[c, u], T.float32(0)
                 )
 

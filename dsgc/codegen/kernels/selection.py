@@ -6,10 +6,17 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from dsgc.codegen.tiles import RANKED_BLOCKS
+
+VECTOR = 16
+
 
 def rank_winners() -> Any:
     """The ``winners`` largest scores of each row, by ascending index; ties go to the lower index,
     NaN counts as infinity.
+
+    A score wins if fewer than ``winners`` others are better: every score is compared with all, 16
+    at a time, and nothing depends on a branch.
     """
 
     @T.prim_func(s_tir=True)
@@ -21,24 +28,33 @@ def rank_winners() -> Any:
         scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
         index = T.match_buffer(index_h, (positions, winners), "int32", align=4)
         for p in T.parallel(positions):
+            score = T.alloc_buffer((RANKED_BLOCKS,), "float32")
+            won = T.alloc_buffer((RANKED_BLOCKS,), "int32")
+            for n in T.serial(blocks):
+                score[n] = T.Select(T.isnan(scores[p, n]), T.float32(float("inf")), scores[p, n])
+            for group in T.serial((blocks + (VECTOR - 1)) // VECTOR):
+                better = T.alloc_buffer((VECTOR,), "int32")
+                for v in T.vectorized(VECTOR):
+                    better[v] = 0
+                for m in T.serial(blocks):
+                    for v in T.vectorized(VECTOR):
+                        better[v] = better[v] + T.cast(
+                            (score[m] > score[group * VECTOR + v])
+                            | (
+                                (score[m] == score[group * VECTOR + v])
+                                & (T.cast(m, "int32") < T.cast(group * VECTOR, "int32") + v)
+                            ),
+                            "int32",
+                        )
+                for v in T.vectorized(VECTOR):
+                    won[group * VECTOR + v] = T.cast(better[v] < T.cast(winners, "int32"), "int32")
             place = T.alloc_scalar("int64")
-            better = T.alloc_scalar("int32")
+            chosen = T.alloc_buffer((RANKED_BLOCKS,), "int32")
             place = T.int64(0)
             for n in T.serial(blocks):
-                mine: T.let = T.Select(T.isnan(scores[p, n]), T.float32(float("inf")), scores[p, n])
-                better = 0
-                for m in T.serial(n):
-                    better = better + T.cast(
-                        (scores[p, m] >= mine) | T.isnan(scores[p, m]), "int32"
-                    )
-                for m in T.serial(blocks - n - 1):
-                    other: T.let = scores[p, n + 1 + m]
-                    better = better + T.cast(
-                        (other > mine) | (T.isnan(other) & (mine < T.float32(float("inf")))),
-                        "int32",
-                    )
-                if T.cast(better, "int64") < winners:
-                    index[p, place] = T.cast(n, "int32")
-                    place = place + 1
+                chosen[place] = T.cast(n, "int32")
+                place = place + T.cast(won[n], "int64")
+            for i in T.serial(winners):
+                index[p, i] = chosen[i]
 
     return rank_winners

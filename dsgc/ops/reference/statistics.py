@@ -41,6 +41,7 @@ def batch_stats(
 
 
 def batch_stats_backward(
+    grad: Tensor | None,
     dmean: Tensor,
     dvar: Tensor,
     x: Tensor,
@@ -51,7 +52,7 @@ def batch_stats_backward(
     size: Sequence[int],
     relu: bool,
 ) -> Tensor:
-    """dx, stored as x is: (dmean + 2 * dvar * (f(x) - mean)) / count * f'(x)."""
+    """dx, stored as x is: grad + (dmean + 2 * dvar * (f(x) - mean)) / count * f'(x)."""
     ids = block_ids(index, rowptr)
     block = x.shape[1]
     divisor = count.clamp(min=1)
@@ -62,4 +63,6 @@ def batch_stats_backward(
     )
     if relu:
         dx = dx.masked_fill(x <= 0, 0)
+    if grad is not None:
+        dx = dx + grad
     return channels_last(dx) if index is None else dx
