@@ -82,6 +82,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _packed(self, name: str, values: Mapping[str, Any]) -> None:
         if name == "drs_scores":
             self.total.search += _search(values)
+        if name.startswith("stem_conv2d"):
+            self._stem(name, values)
         if name not in ("conv2d", "conv2d_backward"):
             return
         weight = values["weight"]
@@ -107,6 +109,16 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.total.selected += everything * float(outputs.mean()) / weight.shape[0]
         self.total.done += done * times
         self.total.dense += everything * times
+
+    def _stem(self, name: str, values: Mapping[str, Any]) -> None:
+        backward = name != "stem_conv2d"
+        wanted = [values["need_x"], values["need_weight"]] if backward else []
+        amount = _dense_multiply_adds(
+            "convolution_backward" if backward else "convolution",
+            {**values, "input": values["x"], "transposed": False, "output_mask": wanted},
+        )
+        self.total.done += amount
+        self.total.dense += amount
 
 
 def _dense_multiply_adds(name: str, values: Mapping[str, Any]) -> int:

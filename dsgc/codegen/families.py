@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES
+from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES, STEM_COLUMNS
 
-__all__ = ["Family", "blocked", "convolution", "dense", "dense_search", "lists", "neuron"]
+__all__ = ["Family", "blocked", "convolution", "dense", "dense_search", "lists", "neuron", "stem"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,18 @@ def dense(bo: int) -> Family:
         ]
 
     return Family(f"dense_{bo}", functions)
+
+
+def stem() -> Family:
+    """The first convolution of a network, dense."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import stem
+
+        sums = target.score_members * target.score_columns
+        return [stem.stem_convolution(c, max(2, sums // c)) for c in STEM_COLUMNS]
+
+    return Family("stem", functions)
 
 
 def neuron() -> Family:

@@ -9,9 +9,11 @@ __all__ = [
     "PROJECTED_LANES",
     "RANKED_BLOCKS",
     "SCORE_CHANNELS",
+    "STEM_COLUMNS",
 ]
 
 DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels run on it
+STEM_COLUMNS = (64, 32, 16)  # outputs of a register tile; the first that divides them is taken
 GROUP = 8  # blocks of a dense input whose gradient is held in registers
 NEURON_LANES = 16  # vector of a neuron-wise dot product
 RANKED_BLOCKS = 128  # scores a position ranked in place; sorting wins where there are more

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dsgc.ops import activation, convolution, pooling, selection, statistics
+from dsgc.ops import activation, convolution, pooling, selection, statistics, stem
 from dsgc.ops.layout import (
     ceil_div,
     conv_output_size,
@@ -46,6 +46,7 @@ SPECS: tuple[OpSpec, ...] = (
     *statistics.SPECS,
     *pooling.SPECS,
     *selection.SPECS,
+    *stem.SPECS,
 )
 
 

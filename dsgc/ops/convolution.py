@@ -40,14 +40,28 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, index, rowptr, scale, shift, weight, y_index, y_rowptr = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+    return gradients(
+        ops, grad, ctx.saved_tensors, ctx.act, ctx.size, ctx.rest, ctx.needs_input_grad
+    )
+
+
+def gradients(
+    ops: Any,
+    grad: Tensor,
+    saved: Sequence[Tensor | None],
+    act: str,
+    size: Sequence[int],
+    rest: Sequence[Any],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """A gradient or None for each argument of conv2d, from what its forward saved."""
+    x, index, rowptr, scale, shift, weight, y_index, y_rowptr = saved
     need_x, need_weight, need_bias = needs[0] or needs[3] or needs[4], needs[7], needs[8]
     dx, dscale, dshift, dweight, dbias = ops.conv2d_backward(
-        grad, x, index, rowptr, scale, shift, ctx.act, ctx.size, weight, y_index, y_rowptr,
-        *ctx.rest, need_x, need_weight, need_bias,
+        grad, x, index, rowptr, scale, shift, act, size, weight, y_index, y_rowptr,
+        *rest, need_x, need_weight, need_bias,
     )  # fmt: skip
-    inputs = activation_grads(ctx.act, dx, dscale, dshift) if need_x else (None,) * 7
+    inputs = activation_grads(act, dx, dscale, dshift) if need_x else (None,) * 7
     outer = (dweight if need_weight else None, dbias if need_bias else None)
     return *inputs, *outer, None, None, None, None, None, None
 

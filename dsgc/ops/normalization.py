@@ -154,9 +154,11 @@ class _Statistics(torch.autograd.Function):
         relu: bool,
         over: str,
         ops: Any,
+        again: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean, var, count = ops.batch_stats(x, index, rowptr, size, relu, over)
-        ctx.save_for_backward(x, index, rowptr, mean, count)
+        ctx.again = None if again is None else again.hold()
+        ctx.save_for_backward(x if again is None else None, index, rowptr, mean, count)
         ctx.mark_non_differentiable(count)
         ctx.set_materialize_grads(False)
         ctx.size, ctx.relu, ctx.ops = size, relu, ops
@@ -168,13 +170,15 @@ class _Statistics(torch.autograd.Function):
         ctx: Any, dx: Tensor | None, dmean: Tensor | None, dvar: Tensor | None, _: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, index, rowptr, mean, count = ctx.saved_tensors
+        if ctx.again is not None:
+            x = ctx.again.take()
         if dmean is not None or dvar is not None:
             zero = torch.zeros_like(mean)
             dmean, dvar = zero if dmean is None else dmean, zero if dvar is None else dvar
             dx = ctx.ops.batch_stats_backward(
                 dx, dmean, dvar, x, index, rowptr, mean, count, ctx.size, ctx.relu
             )
-        return dx, None, None, None, None, None, None
+        return dx, None, None, None, None, None, None, None
 
 
 class PackedBatchNorm(nn.Module):
@@ -202,8 +206,11 @@ class PackedBatchNorm(nn.Module):
         rowptr: Tensor | None,
         size: Sequence[int],
         relu: bool,
+        again: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(x, scale, shift): scale and shift [C] are for relu(x) if `relu`, else for x.
+
+        With `again`, a `dsgc.ops.recompute.Recomputable`, x is not kept for backward.
 
         x is the tensor given. Whoever reads the result rather than the argument saves a pass in
         backward.
@@ -213,7 +220,7 @@ class PackedBatchNorm(nn.Module):
             _check_positions(self.bn, rows)
             ops = getattr(torch.ops, self.namespace)
             x, mean, var, count = _Statistics.apply(  # type: ignore[no-untyped-call]
-                x, index, rowptr, size, relu, self.over, ops
+                x, index, rowptr, size, relu, self.over, ops, again
             )
             _update_running(self.bn, mean, var, count)
             return x, *_scale_and_shift(self.bn, mean, var, count)

@@ -63,8 +63,8 @@ SPECS = (
     ),
     OpSpec(
         "batch_stats_backward",
-        "(Tensor? grad, Tensor dmean, Tensor dvar, Tensor x, Tensor? index, Tensor? rowptr, Tensor mean,"
-        " Tensor count, int[3] size, bool relu) -> Tensor",
+        "(Tensor? grad, Tensor dmean, Tensor dvar, Tensor x, Tensor? index, Tensor? rowptr,"
+        " Tensor mean, Tensor count, int[3] size, bool relu) -> Tensor",
         _fake_backward,
     ),
 )

@@ -6,11 +6,15 @@ import torch
 from torch import fx
 
 from dsgc.ops.normalization import PackedBatchNorm
+from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.context import Context
 from dsgc.passes.lower_to_packed import PackedSelection
 from dsgc.passes.patterns import module_of
 
 __all__ = ["choose_kernels", "operator_namespace"]
+
+
+_MODULES = (PackedSelection, PackedBatchNorm, Recompute, RecomputedConv2d)
 
 
 def operator_namespace(node: fx.Node) -> str | None:
@@ -29,7 +33,7 @@ def choose_kernels(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
             name = node.target.name().split("::")[1].split(".")[0]
             node.target = getattr(operators, name).default
         module = module_of(node)
-        if isinstance(module, (PackedSelection, PackedBatchNorm)):
+        if isinstance(module, _MODULES):
             module.namespace = context.namespace
     gm.recompile()
     return gm

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -19,8 +20,18 @@ import dsgc.ops  # noqa: F401  defines torch.ops.dsgc
 from dsgc.errors import VerificationError
 from dsgc.ops.masked import masked_conv2d, masked_linear
 from dsgc.ops.normalization import MaskedBatchNorm, PackedBatchNorm
+from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.context import Context
-from dsgc.passes.patterns import batch_norm, elementwise, is_flatten, module_of, pool, shape_of
+from dsgc.passes.geometry import conv_padding
+from dsgc.passes.patterns import (
+    batch_norm,
+    elementwise,
+    has_hooks,
+    is_flatten,
+    module_of,
+    pool,
+    shape_of,
+)
 from dsgc.select import Selector
 
 __all__ = ["PackedSelection", "lower_to_packed"]
@@ -69,6 +80,7 @@ class Deferred:
     block: int = 0
     scale: fx.Node | None = None
     shift: fx.Node | None = None
+    again: fx.Node | None = None
 
     @property
     def is_map(self) -> bool:
@@ -90,6 +102,7 @@ _AFTER_RELU = {
     "affine": "affine_relu",
     "affine_relu": "affine_relu",
 }
+_STEM_WINDOW = 64  # inputs of an output value, at most, that are worth computing twice
 _AFTER_NORM = {"identity": "affine", "relu": "relu_affine"}
 
 
@@ -173,10 +186,17 @@ class _Lowering:
         """The default rule: everything packed that `node` reads is unpacked."""
         return self.graph.node_copy(node, lambda n: self.dense(self.forms[n]))
 
+    @property
+    def name(self) -> str:
+        """What the node being lowered is called."""
+        return self.current.name if self.current is not None else ""
+
     # Rules
 
     def lower(self, node: fx.Node) -> Form:
         module = module_of(node)
+        if is_stem(node):
+            return self.stem(node)
         if node.target is masked_conv2d:
             return self.convolution(node)
         if node.target is masked_linear:
@@ -197,6 +217,7 @@ class _Lowering:
             shape = shape_of(node.args[0])
             if norm is not None and shape is not None:
                 value = Deferred(source, None, "identity", _size(shape), shape[1:])
+                value = replace(value, again=self.again(source))
                 return self.affine(value, norm, "all")
         if not isinstance(source, Deferred):
             return None
@@ -242,6 +263,26 @@ class _Lowering:
         found = self.emit("call_module", target, value.arguments(), "selection")
         return Selection(self.item(found, 0, "index"), self.item(found, 1, "rowptr"))
 
+    def stem(self, node: fx.Node) -> fx.Node:
+        """A dense convolution whose map is made again in backward: see `dsgc.ops.recompute`."""
+        conv = module_of(node)
+        if not isinstance(conv, nn.Conv2d):
+            raise VerificationError(f"{node.name}: not a convolution")
+        x = self.dense(self.forms[node.args[0]])  # type: ignore[index]
+        names = ("weight", "bias") if conv.bias is not None else ("weight",)
+        found = [self.emit("get_attr", f"{node.target}.{name}", (), name) for name in names]
+        weight, bias = (*found, None)[:2]
+        window = (conv.stride, conv_padding(conv), conv.dilation)
+        return self.operator("stem_conv2d", x, weight, bias, *window)
+
+    def again(self, source: fx.Node) -> fx.Node | None:
+        """The node that says how to make `source` again, if it is a stem."""
+        if source.target is not torch.ops.dsgc.stem_conv2d.default:
+            return None
+        target = f"dsgc_again.{self.name}"
+        self.result.add_submodule(target, Recompute("dsgc"))
+        return self.emit("call_module", target, source.args, "again")
+
     def convolution(self, node: fx.Node) -> Deferred:
         x, weight, bias, mask, block, stride, padding, dilation = node.args
         shape = shape_of(node)
@@ -280,9 +321,13 @@ class _Lowering:
         tensors = [
             self.dense(self.forms.get(t, t)) if t is not None else None for t in (weight, bias)
         ]
-        y = self.operator(
-            "conv2d", *value.arguments(), *tensors, chosen.index, chosen.rowptr, block, *window
-        )
+        arguments = (*value.arguments(), *tensors, chosen.index, chosen.rowptr, block, *window)
+        if value.again is None:
+            y = self.operator("conv2d", *arguments)
+        else:
+            target = f"dsgc_recomputed.{self.name}"
+            self.result.add_submodule(target, RecomputedConv2d("dsgc"))
+            y = self.emit("call_module", target, (value.again, *arguments))
         return Deferred(y, chosen, "identity", size, shape, block)
 
     def relu(self, value: Deferred) -> Deferred:
@@ -310,12 +355,14 @@ class _Lowering:
     def affine(self, value: Deferred, norm: nn.Module, over: str) -> Deferred:
         if value.act not in _AFTER_NORM:
             value = self.settled(value)
-        name = self.current.name if self.current is not None else ""
-        target = f"dsgc_norm.{name}"
+        target = f"dsgc_norm.{self.name}"
         self.result.add_submodule(target, PackedBatchNorm(norm, over, "dsgc"))
         index, rowptr = value.arguments()[1:3]
         relu = value.act == "relu"
-        found = self.emit("call_module", target, (value.x, index, rowptr, value.size, relu), "norm")
+        arguments: tuple[Any, ...] = (value.x, index, rowptr, value.size, relu)
+        if value.again is not None:
+            arguments = (*arguments, value.again)
+        found = self.emit("call_module", target, arguments, "norm")
         x, scale, shift = (
             self.item(found, i, name) for i, name in enumerate(("value", "scale", "shift"))
         )
@@ -340,6 +387,31 @@ class _Lowering:
         """
         norm = batch_norm(node)
         return isinstance(norm, nn.BatchNorm2d) and _only_sparse_readers(node, through_relu=True)
+
+
+def is_stem(node: fx.Node) -> bool:
+    """Whether `node` is a dense convolution that is cheap to make again and worth it.
+
+    Its map must be larger than its input, and be read by a single BatchNorm that only sparse
+    convolutions read.
+    """
+    conv = module_of(node)
+    if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
+        return False
+    if conv._conv_forward.__func__ is not nn.Conv2d._conv_forward or has_hooks(conv):
+        return False
+    made, read = shape_of(node), shape_of(node.args[0])
+    if "weight" not in conv._parameters or conv_padding(conv) is None or len(node.args) != 1:
+        return False
+    if made is None or read is None or len(read) != 4 or prod(made[1:]) < 4 * prod(read[1:]):
+        return False
+    if node.meta.get("dtype") not in (torch.float32, torch.float64):
+        return False
+    if conv.weight[0].numel() > _STEM_WINDOW or len(node.users) != 1:
+        return False
+    norm = next(iter(node.users))
+    is_norm = isinstance(batch_norm(norm), nn.BatchNorm2d) and norm.args[0] is node
+    return is_norm and _only_sparse_readers(norm, through_relu=True)
 
 
 def _selects_rows(mask: fx.Node) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from dsgc.codegen.cpu import activation, convolution, pooling, selection
+from dsgc.codegen.cpu import activation, convolution, pooling, selection, stem
 from dsgc.codegen.cpu.libraries import Libraries
 
 __all__ = ["Libraries", "kernels"]
@@ -28,6 +28,8 @@ _OPERATORS: tuple[Callable[..., Any], ...] = (
     selection.drs_scores,
     selection.select_winners,
     selection.select_above,
+    stem.stem_conv2d,
+    stem.stem_conv2d_backward,
 )
 
 

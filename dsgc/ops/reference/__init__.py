@@ -19,6 +19,7 @@ from dsgc.ops.reference.convolution import conv2d, conv2d_backward
 from dsgc.ops.reference.pooling import pool2d, pool2d_backward
 from dsgc.ops.reference.selection import drs_scores, select_above, select_winners
 from dsgc.ops.reference.statistics import batch_stats, batch_stats_backward
+from dsgc.ops.reference.stem import stem_conv2d, stem_conv2d_backward
 
 __all__ = ["KERNELS"]
 
@@ -36,6 +37,8 @@ KERNELS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
         "pool2d_backward": pool2d_backward,
         "select_above": select_above,
         "select_winners": select_winners,
+        "stem_conv2d": stem_conv2d,
+        "stem_conv2d_backward": stem_conv2d_backward,
         "unpack": unpack,
         "unpack_backward": unpack_backward,
     }

@@ -1,0 +1,69 @@
+"""Generated kernel behind stem_conv2d; its gradients are PyTorch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dsgc.codegen import families
+from dsgc.codegen.cpu.layout import Geometry, check_float32, dense_rows
+from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.tiles import STEM_COLUMNS
+from dsgc.ops.layout import conv_output_size
+from dsgc.ops.reference import stem as reference
+
+__all__ = ["stem_conv2d", "stem_conv2d_backward"]
+
+
+def stem_conv2d(
+    libraries: Libraries,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """``dsgc::stem_conv2d``."""
+    check_float32(x)
+    check_float32(weight)
+    outputs = weight.shape[0]
+    columns = next((c for c in STEM_COLUMNS if outputs % c == 0), None)
+    if columns is None or x.shape[0] == 0:
+        return reference.stem_conv2d(x, weight, bias, stride, padding, dilation)
+    target = conv_output_size(x.shape[1:], weight.shape[2:], stride, padding, dilation)
+    geometry = Geometry.forward(x.shape[2:], target, weight.shape[2:], stride, padding, dilation)
+    rows = dense_rows(x)
+    # A row of zeros stands for every pixel outside the image.
+    padded = libraries.scratch("stem", (rows.shape[0] + 1, rows.shape[1]))
+    padded[:-1], padded[-1] = rows, 0.0
+    out = libraries.empty(x.shape[0] * target[0] * target[1], outputs)
+    libraries(families.stem(), f"stem_convolution_{columns}")(
+        padded,
+        weight.detach().permute(2, 3, 1, 0).reshape(-1, x.shape[1], outputs).contiguous(),
+        torch.zeros(outputs) if bias is None else bias.detach().contiguous(),
+        out,
+        geometry.table(),
+        geometry.source_area,
+    )
+    return out.view(x.shape[0], *target, outputs).permute(0, 3, 1, 2)
+
+
+def stem_conv2d_backward(
+    libraries: Libraries,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dsgc::stem_conv2d_backward``: dense by nature, and cheap."""
+    return reference.stem_conv2d_backward(
+        grad, x, weight, stride, padding, dilation, need_x, need_weight, need_bias
+    )
