@@ -85,8 +85,25 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
         for arguments in stats():
             *x, size, relu, _ = map(_plain, arguments)
             mean, var, count = ops.batch_stats(*map(_plain, arguments))
-            found.append((mean, var, *x, mean, count, size, relu))
+            found += [
+                (grad, mean, var, *x, mean, count, size, relu)
+                for grad in (None, torch.ones_like(x[0]))
+            ]
         return found
+
+    def stem() -> list[tuple[Any, ...]]:
+        found = []
+        for outputs, bias in ((16, True), (11, False)):
+            x = torch.randn(2, 3, *SIZE, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            weight = torch.randn(outputs, 3, 3, 2, dtype=dtype)
+            vector = torch.randn(outputs, dtype=dtype) if bias else None
+            found.append((_leaf(x), _leaf(weight), _leaf(vector), *WINDOW))
+        return found
+
+    def stem_backward() -> list[tuple[Any, ...]]:
+        return [(grad, x, weight, *window, *needs)
+                for grad, x, weight, _, *window in grads(ops.stem_conv2d, stem())
+                for needs in ((True, True, True), (False, True, False))]  # fmt: skip
 
     def pack() -> list[tuple[Any, ...]]:
         x = _leaf(torch.randn(2, 10, *SIZE, dtype=dtype))
@@ -115,6 +132,8 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
         "conv2d_backward": conv_backward,
         "batch_stats": stats,
         "batch_stats_backward": stats_backward,
+        "stem_conv2d": stem,
+        "stem_conv2d_backward": stem_backward,
         "pool2d": pool,
         "pool2d_backward": pool_backward,
         "drs_scores": drs,
@@ -159,12 +178,12 @@ def _gradcheck(op: Any, *arguments: Any) -> None:
 REFERENCE = Namespace.named("dsgc")
 
 
-@pytest.mark.parametrize("name", ["activate", "pack", "unpack", "batch_stats"])
+@pytest.mark.parametrize("name", ["activate", "pack", "unpack", "batch_stats", "stem_conv2d"])
 def test_gradcheck(name: str) -> None:
     for arguments in _operations(REFERENCE)[name]():
-        through = _through_pack if name != "pack" else getattr(REFERENCE.ops, name)
         operator = getattr(REFERENCE.ops, name)
-        _gradcheck(through(operator) if name != "pack" else operator, *arguments)
+        plain = name in ("pack", "stem_conv2d")
+        _gradcheck(operator if plain else _through_pack(operator), *arguments)
 
 
 def _through_pack(operator: Any) -> Callable[..., Any]:
@@ -220,7 +239,7 @@ def test_nothing_dense_is_kept_for_backward(namespace: Namespace) -> None:
     size = [32, 8, 8]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         y = ops.conv2d(*arguments, weight, None, *selection, 8, (1, 1), (1, 1), (1, 1))
-        scale, shift = norm(y, *selection, size, False)
+        y, scale, shift = norm(y, *selection, size, False)
         pooled, index, rowptr, _ = ops.pool2d(
             y, *selection, scale, shift, "affine_relu", size, "max", (2, 2), (2, 2), (0, 0),
             False, True,

@@ -121,9 +121,9 @@ def test_packed_and_masked_batch_norm(
     for _ in range(2):
         expected = literal_batch_norm(literal, y, wide, over)
         compare(namespace, masked(y, case.mask), expected, [case.x])
-        scale, shift = packed(x, index, rowptr, case.size, relu)
+        through, scale, shift = packed(x, index, rowptr, case.size, relu)
         act = "relu_affine" if relu else "affine"
-        dense = ops.unpack(x, index, rowptr, scale, shift, act, case.size)
+        dense = ops.unpack(through, index, rowptr, scale, shift, act, case.size)
         compare(namespace, dense, expected, [case.x])
     _check_state(namespace, masked.bn, literal)
     _check_state(namespace, packed.bn, literal)
