@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES, STEM_COLUMNS
+from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES, RANKED_BLOCKS, STEM_COLUMNS
 
 __all__ = ["Family", "blocked", "convolution", "dense", "dense_search", "lists", "neuron", "stem"]
 
@@ -38,7 +38,7 @@ def lists() -> Family:
             lists.fill_lists(),
             lists.expand_bits(),
             pooling.count_union(),
-            selection.rank_winners(),
+            *(selection.rank_winners(capacity) for capacity in RANKED_BLOCKS),
         ]
 
     return Family("lists", functions)

@@ -16,6 +16,6 @@ DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels r
 STEM_COLUMNS = (64, 32, 16)  # outputs of a register tile; the first that divides them is taken
 GROUP = 8  # blocks of a dense input whose gradient is held in registers
 NEURON_LANES = 16  # vector of a neuron-wise dot product
-RANKED_BLOCKS = 128  # scores a position ranked in place; sorting wins where there are more
+RANKED_BLOCKS = (128, 1024)  # most scores that a ranking kernel takes: on the stack, on the heap
 PROJECTED_LANES = 8  # a projected row is a whole number of these
 SCORE_CHANNELS = 64  # projected weights are padded to whole register tiles of any target

@@ -27,12 +27,14 @@ __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 
 _FEW_CHANNELS = 4
 # The cost of a sparse training step of a layer, as a part of its dense one, fitted to measurements
-# of single layers (3x3 and 1x1, 32 to 512 channels, AVX-512, two threads). In units of dense work:
+# of single layers (3x3 and 1x1, 16 to 4096 channels, AVX-512, two threads). In units of dense work:
 _WORTH = 0.9
-_SEARCH = 0.45  # a search happens once, where a dense step has three passes
-_WORK = 1.8  # a multiply-add of a packed kernel, which has fewer neighbours to share loads with
-_TOUCH = 250.0  # multiply-adds that moving one stored value through memory costs
-_RELAYOUT = 90.0  # multiply-adds that laying out one weight costs, at every call
+_SEARCH = 0.12  # it happens once, where a dense step has three passes, and on 8-bit numbers
+_WORK = 1.1  # a multiply-add of a kernel that reads a dense input
+_PACKED_WORK = 1.7  # one of a packed kernel, which sorts pairs of blocks first
+_TOUCH = 180.0  # multiply-adds that moving one stored value through memory costs
+_RELAYOUT = 30.0  # multiply-adds that laying out one weight costs, at every call
+_FIXED = 1.5e8  # multiply-adds that calling the kernels of one layer costs
 _OTHER_LAYERS = (
     nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
 )  # fmt: skip
@@ -157,10 +159,13 @@ def _loss(geometry: Geometry, search: float, read: float, made: float, rows: int
     """
     inputs, outputs = geometry.in_channels, geometry.out_channels
     touch = _TOUCH * (inputs * read + outputs * made) / (geometry.window * outputs)
-    parts = (_SEARCH * search, _WORK * read * made, touch, _RELAYOUT / max(1, rows))
+    # A packed kernel of which too little is left out reads a dense map instead.
+    work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK * 1.1))
+    calls = _FIXED / (max(1, rows) * geometry.window * outputs)
+    parts = (_SEARCH * search, work, touch, _RELAYOUT / max(1, rows) + calls)
     if sum(parts) < _WORTH:
         return ""
-    names = ("the search", "the remaining work", "moving activations", "laying out weights")
+    names = ("the search", "the remaining work", "moving activations", "weights and calls")
     listed = ", ".join(f"{name} {part:.0%}" for name, part in zip(names, parts, strict=True))
     return f"it does not pay: of the time of the dense layer, {listed}"
 

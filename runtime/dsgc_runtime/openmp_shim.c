@@ -19,7 +19,7 @@ typedef struct {
 } ParallelGroup;
 typedef int (*ParallelLambda)(int task_id, ParallelGroup* group, void* closure);
 
-enum { kTasksPerThread = 8, kAlignment = 64 };
+enum { kTasksPerThread = 8, kAlignment = 64, kSpares = 8 };
 
 int TVMBackendParallelLaunch(ParallelLambda body, void* closure, int requested) {
   int threads = requested > 0 ? requested : omp_get_max_threads();
@@ -44,18 +44,49 @@ int TVMBackendParallelBarrier(int task_id, ParallelGroup* group) {
   return -1;
 }
 
+/* Workspace of a kernel: a few pieces a thread wait for their next use, because kernels ask for the same ones at every turn of a
+ * parallel loop and the C library's aligned allocation costs more than such a turn. A header before each piece holds its size. */
+typedef struct {
+  void* piece;
+  uint64_t bytes;
+} Spare;
+static __thread Spare spare[kSpares];
+
 void* TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
   (void)device_type;
   (void)device_id;
   (void)code;
   (void)bits;
-  return aligned_alloc(kAlignment, (bytes + 2 * kAlignment - 1) & ~(uint64_t)(kAlignment - 1));
+  for (int i = 0; i < kSpares; ++i) {
+    if (spare[i].piece && spare[i].bytes >= bytes && spare[i].bytes <= 2 * bytes + kAlignment) {
+      void* found = spare[i].piece;
+      spare[i].piece = NULL;
+      return found;
+    }
+  }
+  uint64_t rounded = (bytes + kAlignment - 1) & ~(uint64_t)(kAlignment - 1);
+  char* base = aligned_alloc(kAlignment, rounded + kAlignment);
+  if (!base) return NULL;
+  *(uint64_t*)base = rounded;
+  return base + kAlignment;
 }
 
 int TVMBackendFreeWorkspace(int device_type, int device_id, void* pointer) {
   (void)device_type;
   (void)device_id;
-  free(pointer);
+  if (!pointer) return 0;
+  char* base = (char*)pointer - kAlignment;
+  uint64_t bytes = *(uint64_t*)base;
+  static __thread int oldest = 0;
+  int place = -1;
+  for (int i = 0; i < kSpares && place < 0; ++i)
+    if (!spare[i].piece) place = i;
+  if (place < 0) {
+    place = oldest = (oldest + 1) % kSpares;
+    free((char*)spare[place].piece - kAlignment);
+  }
+  spare[place].piece = pointer;
+  spare[place].bytes = bytes;
   return 0;
 }
 

@@ -27,6 +27,7 @@ from dsgc.codegen.cpu.layout import (
     by_block,
     check_float32,
     every_block,
+    packed_selection,
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
@@ -37,8 +38,21 @@ from dsgc.ops.spec import Activation
 __all__ = ["conv2d", "conv2d_backward"]
 
 _TILE_BYTES = 1 << 18  # of source rows that should stay in the second-level cache
+_NEARLY_DENSE = 0.7  # part of the blocks present above which a packed input is read as a dense one
 _PARTIAL_BYTES = 1 << 24  # of partial sums of a weight gradient
 _INFINITY = float("inf")
+
+
+def _nearly_dense(source: Activation) -> bool:
+    """Whether it pays to read ``source`` as a dense map: it is one, or hardly any block is missing.
+
+    The kernels of a dense input run at twice the rate of packed ones, but skip nothing.
+    """
+    if source.rowptr is None or source.index is None:
+        return True
+    block = source.x.shape[1]
+    whole = (source.rowptr.shape[0] - 1) * ceil_div(source.size[0], block)
+    return block > 1 and source.x.shape[0] > _NEARLY_DENSE * whole
 
 
 def _dense_tile(width: int) -> int:
@@ -66,7 +80,7 @@ def _blocked_weight(
 def _plain_weight(libraries: Libraries, blocked: Tensor, like: Tensor) -> Tensor:
     """The inverse of :func:`_blocked_weight`, shaped like ``like`` and stored in its order."""
     bi, bo = blocked.shape[3:]
-    out = torch.empty_like(like, memory_format=torch.preserve_format)
+    out = libraries.empty_like(like)
     flat = out.flatten(2)
     libraries(_weight_family(bi, bo), f"unblock_weights_{bi}_{bo}{_form(flat)}")(blocked, flat)
     return out
@@ -179,13 +193,13 @@ def conv2d(
         lists = by_block(libraries, target, outputs, geometry.target_area, tile)
         return _neuron_convolution(libraries, rows, weight, bias, lists, slots, geometry)
     blocks = ceil_div(outputs, block)
-    if index is None or rowptr is None:
+    if _nearly_dense(source):
         rows = padded_source(libraries, source)
         tile = _dense_tile(rows.shape[1])
         lists = by_block(libraries, target, blocks, geometry.target_area, tile)
         return _dense_convolution(libraries, rows, weight, bias, lists, slots, geometry, block)
     lists = by_block(libraries, target, blocks, geometry.target_area)
-    chosen = selection(libraries, index, rowptr)
+    chosen = packed_selection(libraries, source)
     values = apply(libraries, x.contiguous(), chosen.ids, source)
     return _packed_convolution(
         libraries, values, chosen, weight, bias, lists, slots, geometry, block
@@ -285,7 +299,7 @@ def _weight_gradient(
             rows.view(-1, vectors, NEURON_LANES), grad.view(-1), *lists, out, *where
         )
         return _plain_weight(libraries, out.unsqueeze(-1), weight)
-    if source.index is None or source.rowptr is None:
+    if _nearly_dense(source):
         rows = padded_source(libraries, source)
         tile = _dense_tile(rows.shape[1])
         lists = by_block(libraries, target, blocks, geometry.target_area, tile)
@@ -300,7 +314,7 @@ def _weight_gradient(
         total = out[0] if partials == 1 else out.sum(0)
         return _plain_weight(libraries, total.unsqueeze(3)[:, :, :inputs].contiguous(), weight)
     lists = by_block(libraries, target, blocks, geometry.target_area)
-    chosen = selection(libraries, source.index, source.rowptr)
+    chosen = packed_selection(libraries, source)
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
     bi = values.shape[1]
     out = libraries.scratch("partial", (blocks, taps, ceil_div(inputs, bi), bi, block))

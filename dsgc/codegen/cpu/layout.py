@@ -13,6 +13,7 @@ from dsgc.codegen import families
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.tiles import DENSE_BLOCK
 from dsgc.errors import UnsupportedError
+from dsgc.ops.spec import Activation
 from dsgc.ops.layout import ceil_div, is_bitmask
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "every_block",
     "limits",
     "new_dense",
+    "packed_selection",
     "padded_channels",
     "selection",
     "tasks_for",
@@ -116,6 +118,7 @@ class Geometry(NamedTuple):
         """Target pixels of a sample."""
         return self.target[0] * self.target[1]
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019  # a NamedTuple: equal ones share an entry
     def table(self) -> Tensor:
         """int32 [taps, target pixels]: the source pixel of the same sample, or -1."""
         down, across = self._axis(0), self._axis(1)
@@ -172,6 +175,16 @@ def selection(libraries: Libraries, index: Tensor, rowptr: Tensor) -> Selection:
     out = torch.empty(int(rowptr[-1]), dtype=torch.int32)
     libraries(families.lists(), "expand_bits")(index.contiguous(), rowptr, out)
     return Selection(out, rowptr)
+
+
+def packed_selection(libraries: Libraries, source: Activation) -> Selection:
+    """The selection of an activation that is packed.
+
+    Raises UnsupportedError for one that is not.
+    """
+    if source.index is None or source.rowptr is None:
+        raise UnsupportedError("a packed activation is needed, and this one is dense")
+    return selection(libraries, source.index, source.rowptr)
 
 
 @functools.lru_cache(maxsize=4)

@@ -18,7 +18,7 @@ from dsgc.codegen.families import Family
 from dsgc.codegen.target import CpuTarget
 from dsgc.errors import KernelError
 
-__all__ = ["Libraries"]
+__all__ = ["Libraries", "is_dense"]
 
 Kernel = Callable[..., None]
 _POOLED_BYTES = 1 << 20
@@ -75,6 +75,13 @@ class Libraries:
         flat: Tensor = torch.from_dlpack(self._pool.floats(count))
         return flat.view(shape)
 
+    def empty_like(self, tensor: Tensor) -> Tensor:
+        """The same for the shape and strides of a float32 tensor without gaps."""
+        if 4 * tensor.numel() < _POOLED_BYTES or not is_dense(tensor):
+            return torch.empty_like(tensor)
+        flat = self.empty(tensor.numel())
+        return flat.as_strided(tensor.shape, tensor.stride())
+
     def remember(self, tensor: Tensor, use: str, make: Callable[[Tensor], Value]) -> Value:
         """``make(tensor)``, made once for as long as the tensor lives.
 
@@ -97,3 +104,14 @@ class Libraries:
         if use not in buffers or buffers[use].numel() < count:
             buffers[use] = self.empty(count)
         return buffers[use][:count].view(shape)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill their memory without gaps or overlaps, in any order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

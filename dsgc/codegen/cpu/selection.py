@@ -166,10 +166,11 @@ def select_winners(
     """``dsgc::select_winners``."""
     check_float32(scores)
     positions, blocks = scores.shape
-    if tuple(tile) != (1, 1) or bits or blocks > RANKED_BLOCKS or not 1 <= winners <= blocks:
+    capacity = next((most for most in RANKED_BLOCKS if blocks <= most), None)
+    if tuple(tile) != (1, 1) or bits or capacity is None or not 1 <= winners <= blocks:
         return reference.select_winners(scores, winners, out_size, tile, bits)
     index = torch.empty((positions, winners), dtype=torch.int32)
-    libraries(families.lists(), "rank_winners")(scores.contiguous(), index)
+    libraries(families.lists(), f"rank_winners_{capacity}")(scores.contiguous(), index)
     rowptr = torch.arange(0, (positions + 1) * winners, winners, dtype=torch.int32)
     return index.view(-1), rowptr
 

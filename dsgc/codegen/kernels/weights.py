@@ -1,9 +1,9 @@
 """Weights between PyTorch's layout ``[K, C, taps]`` (any strides) and blocks of ``bi x bo`` lanes;
 missing channels are zero.
 
-Each has three forms, which differ in what is known of the strides: nothing, that input channels
-lie side by side (``_by_input``: channels-last weights), or that output channels do
-(``_by_output``: the same weights transposed, for backward-data).
+Each has three forms, which differ in what lies side by side: input channels (``_by_input``:
+channels-last weights), output channels (``_by_output``: the same transposed, for backward-data),
+or, as far as is known, taps.
 """
 
 from __future__ import annotations
@@ -53,10 +53,16 @@ def block_weights(bi: int, bo: int, form: str) -> Any:
             n: T.let = task // blocks_in
             c: T.let = task % blocks_in
             if (n * bo + bo <= outputs) & (c * bi + bi <= inputs):
-                for tap in T.serial(taps):
-                    for s in T.unroll(bi):
-                        for v in T.vectorized(bo):
-                            blocked[n, tap, c, s, v] = w[n * bo + v, c * bi + s, tap]
+                if form == "":
+                    for s in T.serial(bi):
+                        for tap in T.serial(taps):
+                            for v in T.vectorized(bo):
+                                blocked[n, tap, c, s, v] = w[n * bo + v, c * bi + s, tap]
+                else:
+                    for tap in T.serial(taps):
+                        for s in T.unroll(bi):
+                            for v in T.vectorized(bo):
+                                blocked[n, tap, c, s, v] = w[n * bo + v, c * bi + s, tap]
             else:
                 for tap in T.serial(taps):
                     for s in T.serial(bi):
@@ -108,10 +114,16 @@ def unblock_weights(bi: int, bo: int, form: str) -> Any:
             n: T.let = task // blocks_in
             c: T.let = task % blocks_in
             if (n * bo + bo <= outputs) & (c * bi + bi <= inputs):
-                for tap in T.serial(taps):
-                    for v in T.unroll(bo):
-                        for s in T.vectorized(bi):
-                            w[n * bo + v, c * bi + s, tap] = blocked[n, tap, c, s, v]
+                if form == "":
+                    for v in T.serial(bo):
+                        for s in T.serial(bi):
+                            for tap in T.serial(taps):
+                                w[n * bo + v, c * bi + s, tap] = blocked[n, tap, c, s, v]
+                else:
+                    for tap in T.serial(taps):
+                        for v in T.unroll(bo):
+                            for s in T.vectorized(bi):
+                                w[n * bo + v, c * bi + s, tap] = blocked[n, tap, c, s, v]
             else:
                 for v in T.serial(T.min(T.int64(bo), outputs - n * bo)):
                     for s in T.serial(T.min(T.int64(bi), inputs - c * bi)):
