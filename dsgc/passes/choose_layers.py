@@ -34,7 +34,7 @@ _WORK = 1.1  # a multiply-add of a kernel that reads a dense input
 _PACKED_WORK = 1.7  # one of a packed kernel, which sorts pairs of blocks first
 _TOUCH = 180.0  # multiply-adds that moving one stored value through memory costs
 _RELAYOUT = 30.0  # multiply-adds that laying out one weight costs, at every call
-_FIXED = 1.5e8  # multiply-adds that calling the kernels of one layer costs
+_FIXED = 0.8e8  # multiply-adds that calling the kernels of one layer costs
 _OTHER_LAYERS = (
     nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
 )  # fmt: skip

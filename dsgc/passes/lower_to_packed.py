@@ -381,12 +381,12 @@ class _Lowering:
         return Deferred(values, chosen, "identity", _size(shape), shape[1:], value.block)
 
     def defers_norm(self, node: fx.Node) -> bool:
-        """Whether a dense BatchNorm is read by sparse convolutions only, after a ReLU or not.
+        """Whether a dense BatchNorm is read by a sparse convolution, after a ReLU or not.
 
-        Then they apply it themselves and only the map before it is kept for backward.
+        Then that one applies it itself; other readers share one activated map.
         """
         norm = batch_norm(node)
-        return isinstance(norm, nn.BatchNorm2d) and _only_sparse_readers(node, through_relu=True)
+        return isinstance(norm, nn.BatchNorm2d) and _any_sparse_reader(node, through_relu=True)
 
 
 def is_stem(node: fx.Node) -> bool:
@@ -418,6 +418,15 @@ def _selects_rows(mask: fx.Node) -> bool:
     """Whether a selector reads rows [..., C] and not maps."""
     decision = mask.meta["selects_for"]
     return bool(decision.kind == "Linear" and decision.geometry.map_size is None)
+
+
+def _any_sparse_reader(node: fx.Node, through_relu: bool) -> bool:
+    for user in node.users:
+        if user.target is masked_conv2d and user.args[0] is node:
+            return True
+        if through_relu and elementwise(user) == "relu" and _any_sparse_reader(user, False):
+            return True
+    return False
 
 
 def _only_sparse_readers(node: fx.Node, through_relu: bool) -> bool:
