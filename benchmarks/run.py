@@ -3,75 +3,80 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
+from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks.step import measure, table
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import WORKLOADS
+from dsgc.bench.runner import Options
+from dsgc.bench.session import run_bench
+from dsgc.bench.workload import Workload
+from dsgc.errors import ConfigError, DsgcError
 
 __all__ = ["main"]
 
+_CHANGES = ("batch", "sparsity", "threads", "width", "image_size", "mode", "block")
+
 
 def main(arguments: Sequence[str] | None = None, *, network: str | None = None) -> None:
-    """Parse `arguments`, measure, print.
+    """Parse `arguments`, measure, print; exits with 2 for wrong ones, 1 where dsgc failed.
 
     Args:
         arguments: those of the command line by default.
         network: measure this network of the zoo, without choosing rows by name.
     """
-    options = _parse(arguments, network)
-    if network is not None:
-        chosen = [Workload(network)]
-    elif options.list:
+    parser = _parser(network)
+    options = parser.parse_args(arguments)
+    if network is None and options.list:
         for workload in WORKLOADS:
             print(workload.name)
         return
-    else:
-        chosen = [one for one in WORKLOADS if not options.names or one.name in options.names]
-    results = []
-    progress = Console(stderr=True)
-    for row in chosen:
-        workload = row.with_changes(
-            batch=options.batch,
-            sparsity=options.sparsity,
-            threads=options.threads,
-            width=options.width,
-            image_size=options.image_size,
+    names = [workload.name for workload in WORKLOADS]
+    chosen = list(WORKLOADS) if network is None else [Workload(network)]
+    if network is None and options.names:
+        if unknown := sorted(set(options.names) - set(names)):
+            parser.error(f"no such row: {', '.join(unknown)}; there are: {', '.join(names)}")
+        chosen = [workload for workload in WORKLOADS if workload.name in options.names]
+    changes = {name: getattr(options, name) for name in _CHANGES}
+    try:
+        whole = run_bench(
+            [workload.with_changes(**changes) for workload in chosen],
+            Options(
+                options.rounds, options.warmup, options.backend, options.compiled, options.memory
+            ),
+            json_file=options.json,
+            plot_file=options.plot,
         )
-        progress.print(f"measuring {workload.name} ...")
-        result = measure(
-            workload, rounds=options.rounds, warmup=options.warmup, backend=options.backend
-        )
-        results.append(result.as_dict())
-        if not options.json:
-            Console().print(table(result))
-    if options.json:
-        json.dump(results, sys.stdout, indent=2)
-        print()
+    except ConfigError as error:
+        parser.error(str(error))
+    except (DsgcError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if not whole:
+        sys.exit(1)
 
 
-def _parse(arguments: Sequence[str] | None, network: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Training steps, dsgc beside eager PyTorch.")
+def _parser(network: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Steps of dense networks beside those of dsgc.")
+    add = parser.add_argument
     if network is None:
-        names = [workload.name for workload in WORKLOADS]
-        parser.add_argument("names", nargs="*", metavar="NAME", help="rows; all by default")
-        parser.add_argument("--list", action="store_true", help="print the rows' names")
-    parser.add_argument("--batch", type=int, help="images of a step")
-    parser.add_argument("--sparsity", type=float, help="fraction of neurons left out")
-    parser.add_argument("--threads", type=int, help="of both sides")
-    parser.add_argument("--width", type=float, help="multiplies the network's channels")
-    parser.add_argument("--image-size", type=int, help="height and width of the images")
-    parser.add_argument("--rounds", type=int, default=10, help="counted steps of each side")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before counting")
-    parser.add_argument("--backend", choices=("auto", "tvm", "reference"), default="auto")
-    parser.add_argument("--json", action="store_true", help="print JSON to standard output")
-    options = parser.parse_args(arguments)
-    if network is None and (unknown := sorted(set(options.names) - set(names))):
-        parser.error(f"no such row: {', '.join(unknown)}; there are: {', '.join(names)}")
-    return options
+        add("names", nargs="*", metavar="NAME", help="rows; all by default")
+        add("--list", action="store_true", help="print the rows' names")
+    add("--batch", type=int, help="samples of a step")
+    add("--sparsity", type=float, help="fraction of neurons left out")
+    add("--threads", type=int, help="of all sides")
+    add("--mode", choices=("train", "infer"), help="what a step is")
+    add("--width", type=float, help="multiplies the network's channels")
+    add("--image-size", type=int, help="height and width of the images")
+    add("--block", type=int, help="channels selected together")
+    add("--rounds", type=int, default=10, help="counted steps of each side")
+    add("--warmup", type=int, default=2, help="steps before counting")
+    add("--backend", choices=("auto", "tvm", "reference"), default="auto")
+    add("--compiled", action=BooleanOptionalAction, default=True, help="measure torch.compile")
+    add("--memory", action=BooleanOptionalAction, default=True, help="measure processes' memory")
+    add("--json", type=Path, metavar="FILE", help="write everything to this file")
+    add("--plot", type=Path, metavar="FILE", help="draw speed over sparsity, .png or .svg")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """dsgc: a graph compiler for dynamic sparse training.
 
 `dsgc.compile(model, sparsity=0.8)` gives back a module with the same parameters that computes only
-the neurons that matter for each input. The import is lean: torch, and neither tvm nor networkx.
+the neurons that matter for each input. The import is lean: torch comes with the first use of
+`compile`, and tvm with the first kernel that is not in the cache.
 """
 
 from __future__ import annotations
 
-from dsgc.api import compile
+import importlib
+from typing import TYPE_CHECKING
+
 from dsgc.config import Rule, SparsityConfig
 from dsgc.errors import (
     ConfigError,
     DsgcError,
     InputError,
     KernelError,
+    MissingPackageError,
     NothingToSparsifyError,
     ShapesUnknownError,
     TraceError,
@@ -20,13 +24,17 @@ from dsgc.errors import (
     UnsupportedError,
     VerificationError,
 )
-from dsgc.module import SparseModule
+
+if TYPE_CHECKING:
+    from dsgc.api import compile
+    from dsgc.module import SparseModule
 
 __all__ = [
     "ConfigError",
     "DsgcError",
     "InputError",
     "KernelError",
+    "MissingPackageError",
     "NothingToSparsifyError",
     "Rule",
     "ShapesUnknownError",
@@ -38,3 +46,18 @@ __all__ = [
     "VerificationError",
     "compile",
 ]
+
+# `dsgc --help` should not wait for torch: what needs it is imported when first used.
+_WHEN_USED = {"SparseModule": "dsgc.module", "compile": "dsgc.api"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHEN_USED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(_WHEN_USED[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHEN_USED})

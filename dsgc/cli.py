@@ -1,9 +1,11 @@
-"""The command line: `dsgc demo`."""
+"""The command line: `dsgc demo` and `dsgc bench`."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
+    from dsgc.bench.workload import Workload
     from dsgc.demo import DemoOptions, DemoResult
 
 __all__ = ["app"]
@@ -29,6 +32,14 @@ class Backend(StrEnum):
     auto = "auto"
     tvm = "tvm"
     reference = "reference"
+
+
+class Mode(StrEnum):
+    """What `dsgc bench` measures."""
+
+    train = "train"
+    infer = "infer"
+    both = "both"
 
 
 @app.callback()
@@ -73,7 +84,7 @@ def demo(
     try:
         result = _run_with_progress(options, Console(stderr=True, quiet=as_json))
     except DsgcError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        _say_error(error)
         raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
@@ -102,3 +113,102 @@ def _run_with_progress(options: DemoOptions, console: Console) -> DemoResult:
             bars.update(task.id, completed=done, total=total)
 
         return run(options, report)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A network of dsgc.zoo, or package.module:callable."),
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 64,
+    sparsity: Annotated[
+        list[float] | None,
+        typer.Option(help="Fraction of neurons left out, below 1; repeatable. By default 0.8."),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Of all sides; repeatable. By default all cores."),
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="Training steps, inference, or both.")] = Mode.train,
+    compiled: Annotated[bool, typer.Option(help="Measure torch.compile too.")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted steps of each side.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before counting.")] = 2,
+    width: Annotated[
+        float | None, typer.Option(help="Multiplies the channels of a zoo network.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width for a zoo network.")
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="Of one sample, such as 3,32,32; for a callable.")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Outputs of the model.")] = None,
+    backend: Annotated[Backend, typer.Option(help="What runs the sparse model.")] = Backend.auto,
+    block: Annotated[int | None, typer.Option(help="Channels selected together.")] = None,
+    memory: Annotated[bool, typer.Option(help="Measure the memory of processes too.")] = True,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything to this file.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Draw speed over sparsity, .png or .svg.")
+    ] = None,
+) -> None:
+    """Measure a model dense and sparse, in turn: time, work and memory of a step.
+
+    A callable takes no arguments and returns a torch.nn.Module; it needs --input-shape and
+    --classes. The search and the optimizer are part of the step.
+    """
+    from dsgc.bench.runner import Options
+    from dsgc.bench.session import run_bench
+    from dsgc.bench.workload import Workload
+    from dsgc.errors import ConfigError, DsgcError
+
+    try:
+        base = Workload(model, batch, input_shape=_shape(input_shape), classes=classes)
+        base = base.with_changes(width=width, image_size=image_size, block=block)
+        whole = run_bench(
+            _rows(base, mode, threads or [], sparsity or [base.sparsity]),
+            Options(rounds, warmup, backend.value, compiled, memory),
+            json_file=json_file,
+            plot_file=plot_file,
+        )
+    except ConfigError as error:
+        _say_error(error)
+        raise typer.Exit(2) from error
+    except (DsgcError, OSError) as error:
+        _say_error(error)
+        raise typer.Exit(1) from error
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _rows(
+    base: Workload, mode: Mode, threads: list[int], sparsities: list[float]
+) -> list[Workload]:
+    """Every combination; those of one dense model side by side."""
+    modes = [one.value for one in (Mode.train, Mode.infer) if mode in (one, Mode.both)]
+    counts: list[int | None] = [*threads] or [None]
+    return [
+        base.with_changes(mode=kind, threads=count, sparsity=sparsity)
+        for kind, count, sparsity in product(modes, counts, sparsities)
+    ]
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    """`3,32,32` as numbers."""
+    from dsgc.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"input shape {text!r} is not possible: numbers and commas, such as 3,32,32",
+            "input_shape",
+        ) from error
+
+
+def _say_error(error: Exception) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)

@@ -9,6 +9,7 @@ __all__ = [
     "DsgcError",
     "InputError",
     "KernelError",
+    "MissingPackageError",
     "NothingToSparsifyError",
     "ShapesUnknownError",
     "TraceError",
@@ -60,6 +61,10 @@ class ShapesUnknownError(DsgcError):
 
 class KernelError(DsgcError):
     """Generated kernels could not be built, loaded or run."""
+
+
+class MissingPackageError(DsgcError, ImportError):
+    """A package that only some features need is not installed. The message names the command."""
 
 
 class VerificationError(DsgcError):

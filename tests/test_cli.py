@@ -1,4 +1,4 @@
-"""`dsgc demo` and `benchmarks`, with settings so small that they take seconds."""
+"""`dsgc demo`, with settings so small that it takes seconds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import run as benchmarks
-from benchmarks.workloads import WORKLOADS, Workload
-from dsgc import zoo
 from dsgc.cli import app
 from dsgc.demo import DemoOptions, DemoResult, DigitsNet, Side, load_digits
 
 TINY = ["--epochs", "1", "--batch-size", "256", "--rounds", "1"]
-SMALL = ["--batch", "8", "--width", "0.5", "--rounds", "1", "--warmup", "0", "--threads", "1"]
 
 
 def test_demo_prints_json() -> None:
@@ -99,34 +95,3 @@ def test_digits_are_split_by_seed() -> None:
 def test_digits_network_takes_any_image_size() -> None:
     model = DigitsNet(0.25).eval()
     assert model(torch.randn(2, 1, 8, 8)).shape == model(torch.randn(2, 1, 16, 16)).shape == (2, 10)
-
-
-def test_benchmark_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmarks.main(["--json", "--backend", "reference", *SMALL], network="vgg8")
-    (figures,) = json.loads(capsys.readouterr().out)
-    assert figures["name"] == "vgg8-w0.5-b8-s80"
-    assert figures["threads"] == 1
-    assert figures["speedup"] > 0
-    assert figures["dense"]["multiply_adds"]["done"] == figures["dense"]["multiply_adds"]["dense"]
-
-
-def test_benchmark_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmarks.main(["dsg_resnet8-b64-s80", "--backend", "reference", *SMALL])
-    printed = capsys.readouterr().out
-    for text in ("dsg_resnet8", "forward", "backward", "optimizer", "kept for backward"):
-        assert text in printed
-
-
-def test_benchmark_rows_have_names_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmarks.main(["--list"])
-    names = capsys.readouterr().out.split()
-    assert len(set(names)) == len(WORKLOADS)
-    assert {workload.network for workload in WORKLOADS} <= set(zoo.NAMES)
-    with pytest.raises(SystemExit):
-        benchmarks.main(["nonsense"])
-
-
-def test_workload_changes_leave_out_what_is_not_given() -> None:
-    workload = Workload("vgg8", batch=8).with_changes(batch=None, sparsity=0.5)
-    assert (workload.batch, workload.sparsity) == (8, 0.5)
-    assert workload.name == "vgg8-b8-s50"

@@ -1,0 +1,43 @@
+"""Writing results so that a reader never sees half of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from dsgc.errors import ConfigError
+
+__all__ = ["check_place", "write_json", "write_whole"]
+
+
+def check_place(path: Path) -> None:
+    """Raise ConfigError if `path` cannot be written: better now than after an hour of measuring."""
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+        raise ConfigError(f"{path} cannot be written: {folder} must be a directory to write to")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file of a temporary name, then give it the name `path`.
+
+    Raises:
+        OSError: it cannot be written; `path` is as it was.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(scratch)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON, all of it or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
