@@ -165,7 +165,7 @@ class _Statistics(torch.autograd.Function):
         return x.view_as(x), mean, var, count
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, dx: Tensor | None, dmean: Tensor | None, dvar: Tensor | None, _: Tensor | None
     ) -> tuple[Tensor | None, ...]:

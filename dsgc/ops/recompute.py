@@ -113,7 +113,7 @@ class _Conv2d(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved: Sequence[Tensor | None] = ctx.saved_tensors
         tensors = (ctx.again.take(), *saved)

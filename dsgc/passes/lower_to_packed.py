@@ -398,7 +398,7 @@ def is_stem(node: fx.Node) -> bool:
     conv = module_of(node)
     if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
         return False
-    if conv._conv_forward.__func__ is not nn.Conv2d._conv_forward or has_hooks(conv):
+    if type(conv)._conv_forward is not nn.Conv2d._conv_forward or has_hooks(conv):
         return False
     made, read = shape_of(node), shape_of(node.args[0])
     if "weight" not in conv._parameters or conv_padding(conv) is None or len(node.args) != 1:

@@ -99,7 +99,7 @@ def _check_rounded(
     projected: torch.Tensor, unit: torch.Tensor, scores: torch.Tensor,
 ) -> None:  # fmt: skip
     """The pixel form, sample by sample; a level that lies between two may be either of them."""
-    expected = []
+    expected: list[torch.Tensor] = []
     for image in dense:
         pixels = torch.einsum("chw,cd->dhw", image, projection.to(dense.dtype))
         step = float(pixels.abs().max()) / 127

@@ -86,7 +86,8 @@ class _Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.second(self.norm(self.first(x)).relu())
-        return self.head(x.relu().mean((2, 3)))
+        out: Tensor = self.head(x.relu().mean((2, 3)))
+        return out
 
 
 def test_the_first_map_is_not_kept_and_gradients_are_the_same() -> None:
@@ -105,12 +106,12 @@ def test_the_first_map_is_not_kept_and_gradients_are_the_same() -> None:
         F.cross_entropy(sparse(x), labels)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
             loss = F.cross_entropy(sparse(x), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         found = {
             name: p.grad.clone() for name, p in sparse.named_parameters() if p.grad is not None
         }
         sparse.zero_grad()
-        F.cross_entropy(sparse.semantic_graph(x), labels).backward()
+        F.cross_entropy(sparse.semantic_graph(x), labels).backward()  # type: ignore[no-untyped-call]
     assert any(isinstance(m, RecomputedConv2d) for m in sparse.lowered_graph.modules())
     assert (4, 32, 8, 8) not in {tuple(value.shape) for value in kept}
     for name, parameter in sparse.named_parameters():

@@ -340,6 +340,8 @@ def _data_gradient(
         if source.act == "identity":
             return dense, grad.new_empty(0), grad.new_empty(0)
         return activate_backward(libraries, dense, *source)
+    if _nearly_dense(source) and grad.shape[1] > 1:
+        return _nearly_dense_gradient(libraries, grad, source, swapped, target, geometry)
     backward = geometry.transposed()
     chosen = selection(libraries, source.index, source.rowptr)
     bi, slots = source.x.shape[1], chosen.ids.shape[0]
@@ -368,24 +370,34 @@ def _dense_data_gradient(
     """The gradient of a dense input, where every channel is a target; ``geometry`` goes from output
     to input pixels.
     """
-    batch, (channels, height, width) = source.x.shape[0], source.size
-    block, outputs = grad.shape[1], swapped.shape[1]
-    blocks = ceil_div(outputs, block)
-    if block == 1:
+    batch = source.x.shape[0]
+    if grad.shape[1] == 1:
         return _neuron_data_gradient(
             libraries, grad, source, swapped, target, geometry.transposed()
         )
-    area = geometry.target_area
-    lists = by_block(libraries, target, blocks, area, tile=area)
-    groups = ceil_div(channels, DENSE_BLOCK * GROUP)
-    weight = _blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
-    shape = (batch * height * width, groups, GROUP, DENSE_BLOCK)
     # With an activation still to come this gradient does not leave the operator.
-    dx = (
-        libraries.empty(*shape)
-        if source.act == "identity"
-        else libraries.scratch("gradient", shape)
-    )
+    kept = source.act == "identity"
+    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry, kept)
+    return as_dense(rows, batch, source.size, GROUP * DENSE_BLOCK)
+
+
+def _gradient_rows(
+    libraries: Libraries,
+    grad: Tensor,
+    size: Sequence[int],
+    batch: int,
+    swapped: Tensor,
+    target: Selection,
+    geometry: Geometry,
+    kept: bool,
+) -> Tensor:
+    """The gradient of every input channel, rows [P, width]; in scratch memory unless ``kept``."""
+    area, block = geometry.target_area, grad.shape[1]
+    lists = by_block(libraries, target, ceil_div(swapped.shape[1], block), area, tile=area)
+    groups = ceil_div(size[0], DENSE_BLOCK * GROUP)
+    weight = _blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
+    shape = (batch * size[1] * size[2], groups, GROUP, DENSE_BLOCK)
+    dx = libraries.empty(*shape) if kept else libraries.scratch("gradient", shape)
     libraries(families.dense(block), f"dense_data_gradient_{block}")(
         grad,
         weight,
@@ -396,7 +408,26 @@ def _dense_data_gradient(
         geometry.table(),
         geometry.source_area,
     )
-    return as_dense(dx, batch, source.size, GROUP * DENSE_BLOCK)
+    return dx.view(shape[0], -1)
+
+
+def _nearly_dense_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    swapped: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For a packed source that hardly leaves a block out: every channel, then what is selected."""
+    chosen = packed_selection(libraries, source)
+    batch, block = chosen.positions // geometry.source_area, source.x.shape[1]
+    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry, False)
+    dx = libraries.empty(*source.x.shape)
+    libraries(families.blocked(block), f"pack_{block}")(
+        rows.view(rows.shape[0], -1, block), *chosen, dx
+    )
+    return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source)
 
 
 def _neuron_data_gradient(

@@ -13,8 +13,8 @@ from dsgc.codegen import families
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.tiles import DENSE_BLOCK
 from dsgc.errors import UnsupportedError
-from dsgc.ops.spec import Activation
 from dsgc.ops.layout import ceil_div, is_bitmask
+from dsgc.ops.spec import Activation
 
 __all__ = [
     "Geometry",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import dsgc_runtime
@@ -72,7 +73,7 @@ class Libraries:
             return torch.empty(shape, dtype=torch.float32)
         if self._pool is None:
             self._pool = dsgc_runtime.MemoryPool(self._cache.directory)
-        flat: Tensor = torch.from_dlpack(self._pool.floats(count))
+        flat: Tensor = from_dlpack(self._pool.floats(count))
         return flat.view(shape)
 
     def empty_like(self, tensor: Tensor) -> Tensor:
@@ -87,7 +88,9 @@ class Libraries:
 
         Only for tensors that nobody writes to.
         """
-        kept = self._remembered.setdefault(tensor, {})
+        if tensor not in self._remembered:
+            self._remembered[tensor] = {}
+        kept: dict[str, Any] = self._remembered[tensor]
         if use not in kept:
             kept[use] = make(tensor)
         value: Value = kept[use]

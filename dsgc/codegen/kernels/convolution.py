@@ -19,8 +19,7 @@ from tvm.script import tirx as T
 
 # Target slots whose pairs are sorted at a time. Fewer mean shorter buckets for each load of a block
 # of weights, more mean that rows have left the first-level cache when their turn comes.
-CHUNK = 128
-GRADIENT_CHUNK = 256
+CHUNK = 256
 LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input slot below
 
 
@@ -56,6 +55,21 @@ def sort_pairs(
                         T.int32(1),
                     )
                 )
+
+
+@T.macro
+def fetch(w, n, tap, c, s):  # type: ignore[no-untyped-def]  # a macro
+    """Fetches a row of the weights that come next; beyond the last of a block lies the next one."""
+    T.evaluate(
+        T.call_llvm_intrin(
+            "void",
+            "llvm.prefetch",
+            T.address_of(w[n, tap, c, s, 0]),
+            T.int32(0),
+            T.int32(3),
+            T.int32(1),
+        )
+    )
 
 
 def packed_convolution(bi: int, bo: int, held: int) -> Any:
@@ -137,6 +151,7 @@ def packed_convolution(bi: int, bo: int, held: int) -> Any:
                             for s in T.unroll(rows):
                                 for v in T.vectorized(bo):
                                     kept[s, v] = w[n, tap, c, part * rows + s, v]
+                                fetch(w, n, tap, c, (part + 1) * rows + s)
                             for i in T.serial(T.cast(end[c], "int64") - c * CHUNK):
                                 source: T.let = pair[c * CHUNK + i] & T.int64(LOW_HALF)
                                 out: T.let = pair[c * CHUNK + i] >> T.int64(32)
@@ -204,7 +219,7 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
             n: T.let = task // taps
             tap: T.let = task % taps
             end = T.alloc_buffer((blocks_in,), "int32")
-            pair = T.alloc_buffer((blocks_in * GRADIENT_CHUNK,), "int64")
+            pair = T.alloc_buffer((blocks_in * CHUNK,), "int64")
             for c in T.serial(blocks_in):
                 for s in T.serial(bi):
                     for v in T.vectorized(bo):
@@ -212,8 +227,8 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
             for tile in T.serial((starts - 1) // blocks_out):
                 first: T.let = T.cast(start[tile * blocks_out + n], "int64")
                 last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
-                for chunk in T.serial((last - first + (GRADIENT_CHUNK - 1)) // GRADIENT_CHUNK):
-                    begin: T.let = first + chunk * GRADIENT_CHUNK
+                for chunk in T.serial((last - first + (CHUNK - 1)) // CHUNK):
+                    begin: T.let = first + chunk * CHUNK
                     sort_pairs(
                         x,
                         index,
@@ -225,10 +240,10 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
                         area,
                         tap,
                         begin,
-                        T.min(last - begin, T.int64(GRADIENT_CHUNK)),
+                        T.min(last - begin, T.int64(CHUNK)),
                         end,
                         pair,
-                        GRADIENT_CHUNK,
+                        CHUNK,
                     )
                     for c in T.serial(blocks_in):
                         for part in T.serial(bi // rows):
@@ -236,9 +251,9 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
                             for s in T.unroll(rows):
                                 for v in T.vectorized(bo):
                                     acc[s, v] = dw[n, tap, c, part * rows + s, v]
-                            for i in T.serial(T.cast(end[c], "int64") - c * GRADIENT_CHUNK):
-                                source: T.let = pair[c * GRADIENT_CHUNK + i] & T.int64(LOW_HALF)
-                                out: T.let = pair[c * GRADIENT_CHUNK + i] >> T.int64(32)
+                            for i in T.serial(T.cast(end[c], "int64") - c * CHUNK):
+                                source: T.let = pair[c * CHUNK + i] & T.int64(LOW_HALF)
+                                out: T.let = pair[c * CHUNK + i] >> T.int64(32)
                                 for s in T.unroll(rows):
                                     for v in T.vectorized(bo):
                                         acc[s, v] = (
