@@ -48,9 +48,9 @@ def blocked(b: int) -> Family:
     """What works on one packed tensor of blocks of ``b``."""
 
     def functions(target: CpuTarget) -> list[Any]:
-        from dsgc.codegen.kernels import activation, pooling, search
+        from dsgc.codegen.kernels import activation, pooling, scores, search
 
-        scores = search.byte_scores if target.byte_dots else search.float_scores
+        block_scores = scores.byte_scores if target.byte_dots else scores.float_scores
         return [
             activation.activate(b),
             activation.activate_backward(b),
@@ -61,7 +61,7 @@ def blocked(b: int) -> Family:
             *(pooling.pool(b, mode) for mode in ("max", "avg")),
             *(pooling.pool_backward(b, mode) for mode in ("max", "avg")),
             search.project(b),
-            scores(b, target.score_members, target.score_columns),
+            block_scores(b, target.score_members, target.score_columns),
         ]
 
     return Family(f"blocked_{b}", functions)

@@ -13,7 +13,8 @@ from dsgc.codegen import families
 from dsgc.codegen.build import compile_family, write_object
 from dsgc.codegen.cache import KernelCache
 from dsgc.codegen.cpu import Libraries
-from dsgc.codegen.cpu.convolution import conv2d, conv2d_backward
+from dsgc.codegen.cpu.convolution import conv2d
+from dsgc.codegen.cpu.convolution_backward import conv2d_backward
 from dsgc.codegen.cpu.selection import drs_scores
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import NAMED_TARGETS, host_target, named_target

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from dsgc.codegen.cpu import activation, convolution, pooling, selection, stem
+from dsgc.codegen.cpu import activation, convolution, convolution_backward, pooling, selection, stem
 from dsgc.codegen.cpu.libraries import Libraries
 
 __all__ = ["Libraries", "kernels"]
@@ -22,7 +22,7 @@ _OPERATORS: tuple[Callable[..., Any], ...] = (
     activation.batch_stats,
     activation.batch_stats_backward,
     convolution.conv2d,
-    convolution.conv2d_backward,
+    convolution_backward.conv2d_backward,
     pooling.pool2d,
     pooling.pool2d_backward,
     selection.drs_scores,

@@ -17,6 +17,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from dsgc.codegen.kernels.prefetch import fetch
+
 # Target slots whose pairs are sorted at a time. Fewer mean shorter buckets for each load of a block
 # of weights, more mean that rows have left the first-level cache when their turn comes.
 CHUNK = 256
@@ -45,31 +47,7 @@ def sort_pairs(
                 at: T.let = T.cast(end[c], "int64")
                 pair[at] = (low + j) | own
                 end[c] = end[c] + 1
-                T.evaluate(
-                    T.call_llvm_intrin(
-                        "void",
-                        "llvm.prefetch",
-                        T.address_of(x[low + j, 0]),
-                        T.int32(0),
-                        T.int32(3),
-                        T.int32(1),
-                    )
-                )
-
-
-@T.macro
-def fetch(w, n, tap, c, s):  # type: ignore[no-untyped-def]  # a macro
-    """Fetches a row of the weights that come next; beyond the last of a block lies the next one."""
-    T.evaluate(
-        T.call_llvm_intrin(
-            "void",
-            "llvm.prefetch",
-            T.address_of(w[n, tap, c, s, 0]),
-            T.int32(0),
-            T.int32(3),
-            T.int32(1),
-        )
-    )
+                T.evaluate(fetch(T.address_of(x[low + j, 0])))
 
 
 def packed_convolution(bi: int, bo: int, held: int) -> Any:
@@ -151,7 +129,10 @@ def packed_convolution(bi: int, bo: int, held: int) -> Any:
                             for s in T.unroll(rows):
                                 for v in T.vectorized(bo):
                                     kept[s, v] = w[n, tap, c, part * rows + s, v]
-                                fetch(w, n, tap, c, (part + 1) * rows + s)
+                                # Beyond the last row of a block lies the block that comes next.
+                                T.evaluate(
+                                    fetch(T.address_of(w[n, tap, c, (part + 1) * rows + s, 0]))
+                                )
                             for i in T.serial(T.cast(end[c], "int64") - c * CHUNK):
                                 source: T.let = pair[c * CHUNK + i] & T.int64(LOW_HALF)
                                 out: T.let = pair[c * CHUNK + i] >> T.int64(32)

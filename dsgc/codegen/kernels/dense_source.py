@@ -12,41 +12,12 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from dsgc.codegen.kernels.prefetch import fetch
 from dsgc.codegen.tiles import DENSE_BLOCK, GROUP
 
 # Target positions whose input rows stay in the second-level cache during a weight gradient.
 CHUNK = 128
 LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input row below
-
-
-@T.macro
-def fetch(x, q, k):  # type: ignore[no-untyped-def]  # a macro
-    """Fetches the next channels of a row of ``x`` while these are worked on."""
-    T.evaluate(
-        T.call_llvm_intrin(
-            "void",
-            "llvm.prefetch",
-            T.address_of(x[q, k]),
-            T.int32(0),
-            T.int32(3),
-            T.int32(1),
-        )
-    )
-
-
-@T.macro
-def prefetch(dx, q, part, u):  # type: ignore[no-untyped-def]  # a macro
-    """Fetches the next block of a row of ``dx`` while this one is worked on."""
-    T.evaluate(
-        T.call_llvm_intrin(
-            "void",
-            "llvm.prefetch",
-            T.address_of(dx[q, part, T.min(u + 1, GROUP - 1), 0]),
-            T.int32(1),
-            T.int32(3),
-            T.int32(1),
-        )
-    )
 
 
 def dense_convolution(bo: int, members: int) -> Any:
@@ -198,7 +169,7 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
                                 for i in T.serial(found):
                                     q: T.let = pair[i] & T.int64(LOW_HALF)
                                     at: T.let = pair[i] >> T.int64(32)
-                                    fetch(x, q, T.min(k + 1, channels // depth - 1) * depth)
+                                    T.evaluate(fetch(T.address_of(x[q, (k + 1) * depth])))
                                     for u in T.unroll(half):
                                         for v in T.vectorized(bo):
                                             low[u, v] = low[u, v] + x[q, k * depth + u] * dy[at, v]
@@ -289,7 +260,9 @@ def dense_data_gradient(bo: int, held: int) -> Any:
                                 for i in T.serial(found):
                                     q: T.let = pair[i] & T.int64(LOW_HALF)
                                     at: T.let = pair[i] >> T.int64(32)
-                                    prefetch(dx, q, part, u)
+                                    T.evaluate(
+                                        fetch(T.address_of(dx[q, part, u + 1, 0]), write=True)
+                                    )
                                     acc = T.alloc_buffer((2, lanes), "float32")
                                     for v in T.vectorized(lanes):
                                         acc[0, v] = dx[q, part, u, v]

@@ -1,0 +1,260 @@
+"""Generated kernels behind the gradients of conv2d."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from dsgc.codegen import families
+from dsgc.codegen.cpu.activation import (
+    activate_backward,
+    apply,
+    apply_backward,
+    as_dense,
+    channel_totals,
+    padded_source,
+)
+from dsgc.codegen.cpu.convolution import (
+    dense_tile,
+    forward_geometry,
+    nearly_dense,
+    neuron_convolution,
+    neuron_tile,
+    packed_convolution,
+)
+from dsgc.codegen.cpu.layout import (
+    Geometry,
+    Selection,
+    by_block,
+    check_float32,
+    every_block,
+    packed_selection,
+    selection,
+)
+from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.cpu.weights import blocked_weight, plain_weight
+from dsgc.codegen.tiles import DENSE_BLOCK, GROUP, NEURON_LANES
+from dsgc.ops.layout import ceil_div
+from dsgc.ops.spec import Activation
+
+__all__ = ["conv2d_backward"]
+
+_PARTIAL_BYTES = 1 << 24  # of partial sums of a weight gradient
+_INFINITY = float("inf")
+
+
+def conv2d_backward(
+    libraries: Libraries,
+    grad: Tensor,
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    size: Sequence[int],
+    weight: Tensor,
+    y_index: Tensor,
+    y_rowptr: Tensor,
+    block: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``dsgc::conv2d_backward``."""
+    check_float32(grad)
+    source = Activation(x, index, rowptr, scale, shift, act, size)
+    geometry = forward_geometry(source, weight, stride, padding, dilation)
+    target = selection(libraries, y_index, y_rowptr)
+    upstream = grad.contiguous()
+    dx, dscale, dshift, dweight, dbias = (grad.new_empty(0) for _ in range(5))
+    if need_weight:
+        dweight = _weight_gradient(libraries, upstream, source, weight, target, geometry)
+    if need_bias:
+        outputs = weight.shape[0]
+        zero = torch.zeros((ceil_div(outputs, block), block))
+        totals = channel_totals(libraries, upstream, target.ids, zero, -_INFINITY)
+        dbias = totals[0].reshape(-1)[:outputs].clone()
+    if need_x:
+        dx, dscale, dshift = _data_gradient(libraries, upstream, source, weight, target, geometry)
+    return dx, dscale, dshift, dweight, dbias
+
+
+def _weight_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    weight: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> Tensor:
+    block, (outputs, inputs) = grad.shape[1], weight.shape[:2]
+    blocks, taps = ceil_div(outputs, block), weight[0, 0].numel()
+    where = geometry.table(), geometry.source_area
+    if block == 1:
+        rows = padded_source(libraries, source)
+        vectors = rows.shape[1] // NEURON_LANES
+        tile = neuron_tile(rows.shape[1])
+        lists = by_block(libraries, target, outputs, geometry.target_area, tile)
+        out = libraries.empty(outputs, taps, vectors, NEURON_LANES)
+        libraries(families.neuron(), "neuron_weight_gradient")(
+            rows.view(-1, vectors, NEURON_LANES), grad.view(-1), *lists, out, *where
+        )
+        return plain_weight(libraries, out.unsqueeze(-1), weight)
+    if nearly_dense(source):
+        rows = padded_source(libraries, source)
+        tile = dense_tile(rows.shape[1])
+        lists = by_block(libraries, target, blocks, geometry.target_area, tile)
+        shape = (blocks, taps, rows.shape[1], block)
+        partials = max(
+            1, min(_PARTIAL_BYTES // (4 * prod(shape)), ceil_div(target.positions, tile))
+        )
+        out = libraries.scratch("partial", (partials, *shape))
+        libraries(families.dense(block), f"dense_weight_gradient_{block}")(
+            rows, grad, *lists, out, max(1, min(blocks, 16 // partials)), *where
+        )
+        total = out[0] if partials == 1 else out.sum(0)
+        return plain_weight(libraries, total.unsqueeze(3)[:, :, :inputs].contiguous(), weight)
+    lists = by_block(libraries, target, blocks, geometry.target_area)
+    chosen = packed_selection(libraries, source)
+    values = apply(libraries, source.x.contiguous(), chosen.ids, source)
+    bi = values.shape[1]
+    out = libraries.scratch("partial", (blocks, taps, ceil_div(inputs, bi), bi, block))
+    libraries(families.convolution(bi, block), f"packed_weight_gradient_{bi}_{block}")(
+        values, *chosen, grad, *lists, out, *where
+    )
+    return plain_weight(libraries, out, weight)
+
+
+def _data_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    weight: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Through the convolution and the source's activation; ``geometry`` is the forward one."""
+    swapped = weight.detach().transpose(0, 1)
+    inputs = swapped.shape[0]
+    if source.index is None or source.rowptr is None:
+        dense = _dense_data_gradient(libraries, grad, source, swapped, target, geometry)
+        if source.act == "identity":
+            return dense, grad.new_empty(0), grad.new_empty(0)
+        return activate_backward(libraries, dense, *source)
+    if nearly_dense(source) and grad.shape[1] > 1:
+        return _nearly_dense_gradient(libraries, grad, source, swapped, target, geometry)
+    backward = geometry.transposed()
+    chosen = selection(libraries, source.index, source.rowptr)
+    bi, slots = source.x.shape[1], chosen.ids.shape[0]
+    if bi == 1:
+        upstream = Activation(
+            grad, target.ids, target.rowptr, None, None, "identity", (weight.shape[0], 1, 1)
+        )
+        rows = padded_source(libraries, upstream)
+        tile = neuron_tile(rows.shape[1])
+        lists = by_block(libraries, chosen, inputs, backward.target_area, tile)
+        dx = neuron_convolution(libraries, rows, swapped, None, lists, slots, backward)
+    else:
+        lists = by_block(libraries, chosen, ceil_div(inputs, bi), backward.target_area)
+        dx = packed_convolution(libraries, grad, target, swapped, None, lists, slots, backward, bi)
+    return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source)
+
+
+def _dense_data_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    swapped: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> Tensor:
+    """The gradient of a dense input, where every channel is a target; ``geometry`` goes from output
+    to input pixels.
+    """
+    batch = source.x.shape[0]
+    if grad.shape[1] == 1:
+        return _neuron_data_gradient(
+            libraries, grad, source, swapped, target, geometry.transposed()
+        )
+    # With an activation still to come this gradient does not leave the operator.
+    kept = source.act == "identity"
+    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry, kept)
+    return as_dense(rows, batch, source.size, GROUP * DENSE_BLOCK)
+
+
+def _gradient_rows(
+    libraries: Libraries,
+    grad: Tensor,
+    size: Sequence[int],
+    batch: int,
+    swapped: Tensor,
+    target: Selection,
+    geometry: Geometry,
+    kept: bool,
+) -> Tensor:
+    """The gradient of every input channel, rows [P, width]; in scratch memory unless ``kept``."""
+    area, block = geometry.target_area, grad.shape[1]
+    lists = by_block(libraries, target, ceil_div(swapped.shape[1], block), area, tile=area)
+    groups = ceil_div(size[0], DENSE_BLOCK * GROUP)
+    weight = blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
+    shape = (batch * size[1] * size[2], groups, GROUP, DENSE_BLOCK)
+    dx = libraries.empty(*shape) if kept else libraries.scratch("gradient", shape)
+    libraries(families.dense(block), f"dense_data_gradient_{block}")(
+        grad,
+        weight,
+        lists.start,
+        lists.slot,
+        lists.pixel,
+        dx,
+        geometry.table(),
+        geometry.source_area,
+    )
+    return dx.view(shape[0], -1)
+
+
+def _nearly_dense_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    swapped: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For a packed source that hardly leaves a block out: every channel, then what is selected."""
+    chosen = packed_selection(libraries, source)
+    batch, block = chosen.positions // geometry.source_area, source.x.shape[1]
+    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry, False)
+    dx = libraries.empty(*source.x.shape)
+    libraries(families.blocked(block), f"pack_{block}")(
+        rows.view(rows.shape[0], -1, block), *chosen, dx
+    )
+    return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source)
+
+
+def _neuron_data_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    swapped: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> Tensor:
+    """The gradient of a dense input from single neurons: a packed convolution that selects every
+    input block.
+    """
+    batch, (channels, height, width) = source.x.shape[0], source.size
+    blocks = ceil_div(channels, DENSE_BLOCK)
+    everything = every_block(batch * height * width, blocks)
+    lists = by_block(libraries, everything, blocks, geometry.target_area)
+    slots = everything.ids.shape[0]
+    values = packed_convolution(
+        libraries, grad, target, swapped, None, lists, slots, geometry, DENSE_BLOCK
+    )
+    return as_dense(values, batch, source.size)
