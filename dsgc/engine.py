@@ -96,8 +96,17 @@ class Engine:
             self._decide(args, kwargs)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the model on the graphs for this call."""
+        """Run the model on the graphs for this call.
+
+        Where no layer became sparse there is nothing to gain from graphs: after the first call,
+        which leaves one to look at, the model runs as it is.
+        """
+        if self.last is not None and self.profiled is None and not self._any_sparse():
+            return self.model(*args, **kwargs)
         return self.call_part("", args, kwargs)
+
+    def _any_sparse(self) -> bool:
+        return any(decision.sparse for decision in self.decisions.values())
 
     def call_part(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the submodule `path`: as a graph, or by its own code around graphs."""

@@ -61,14 +61,22 @@ def apply(libraries: Libraries, x: Tensor, index: Tensor, source: Activation) ->
 
 
 def apply_backward(
-    libraries: Libraries, grad: Tensor, x: Tensor, index: Tensor, source: Activation
+    libraries: Libraries,
+    grad: Tensor,
+    x: Tensor,
+    index: Tensor,
+    source: Activation,
+    own: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dscale, dshift) of :func:`apply`, for packed tensors."""
+    """(dx, dscale, dshift) of :func:`apply`, for packed tensors.
+
+    ``own``: nobody else reads ``grad``, and dx may take its place.
+    """
     if source.act == "identity":
         return grad, grad.new_empty(0), grad.new_empty(0)
     block, channels = x.shape[1], source.size[0]
     scale = blocks_of(source.scale, channels, block, 1.0)
-    dx = libraries.empty(*x.shape)
+    dx = grad if own else libraries.empty(*x.shape)
     partial = torch.empty((tasks_for(x.shape[0]), 2, *scale.shape), dtype=torch.float32)
     libraries(families.blocked(block), f"activate_backward_{block}")(
         grad,
@@ -137,15 +145,15 @@ def activate(libraries: Libraries, *arguments: object) -> Tensor:
 
 
 def activate_backward(
-    libraries: Libraries, grad: Tensor, *arguments: object
+    libraries: Libraries, grad: Tensor, *arguments: object, own: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dsgc::activate_backward``."""
+    """``dsgc::activate_backward``; ``own`` as in :func:`apply_backward`."""
     source = Activation(*arguments)  # type: ignore[arg-type]
     check_float32(source.x)
     if source.index is None or source.rowptr is None:
         values, chosen = _as_packed(source.x)
         upstream, _ = _as_packed(grad)
-        dx, dscale, dshift = apply_backward(libraries, upstream, values, chosen.ids, source)
+        dx, dscale, dshift = apply_backward(libraries, upstream, values, chosen.ids, source, own)
         return as_dense(dx, source.x.shape[0], source.size), dscale, dshift
     chosen = selection(libraries, source.index, source.rowptr)
     upstream = grad.contiguous()

@@ -25,7 +25,7 @@ from dsgc.codegen.cpu.layout import (
 )
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.cpu.weights import blocked_weight, padded_inputs
-from dsgc.codegen.tiles import NEURON_LANES
+from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.spec import Activation
 
@@ -186,7 +186,7 @@ def _dense_convolution(
     out = libraries.empty(slots, block)
     libraries(families.dense(block), f"dense_convolution_{block}")(
         rows,
-        blocked_weight(libraries, padded, 1, block).squeeze(3),
+        blocked_weight(libraries, padded, DENSE_BLOCK, block).flatten(2, 3),
         blocks_of(bias, weight.shape[0], block),
         *lists,
         out,

@@ -43,6 +43,7 @@ from dsgc.ops.spec import Activation
 __all__ = ["conv2d_backward"]
 
 _PARTIAL_BYTES = 1 << 24  # of partial sums of a weight gradient
+_LIST_POSITIONS = 1024  # target positions of a list of the dense data gradient, at least a sample's
 _INFINITY = float("inf")
 
 
@@ -120,7 +121,7 @@ def _weight_gradient(
             rows, grad, *lists, out, max(1, min(blocks, 16 // partials)), *where
         )
         total = out[0] if partials == 1 else out.sum(0)
-        return plain_weight(libraries, total.unsqueeze(3)[:, :, :inputs].contiguous(), weight)
+        return plain_weight(libraries, total.unflatten(2, (-1, DENSE_BLOCK)), weight)
     lists = by_block(libraries, target, blocks, geometry.target_area)
     chosen = packed_selection(libraries, source)
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
@@ -147,7 +148,7 @@ def _data_gradient(
         dense = _dense_data_gradient(libraries, grad, source, swapped, target, geometry)
         if source.act == "identity":
             return dense, grad.new_empty(0), grad.new_empty(0)
-        return activate_backward(libraries, dense, *source)
+        return activate_backward(libraries, dense, *source, own=True)
     if nearly_dense(source) and grad.shape[1] > 1:
         return _nearly_dense_gradient(libraries, grad, source, swapped, target, geometry)
     backward = geometry.transposed()
@@ -164,7 +165,7 @@ def _data_gradient(
     else:
         lists = by_block(libraries, chosen, ceil_div(inputs, bi), backward.target_area)
         dx = packed_convolution(libraries, grad, target, swapped, None, lists, slots, backward, bi)
-    return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source)
+    return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
 
 
 def _dense_data_gradient(
@@ -183,9 +184,7 @@ def _dense_data_gradient(
         return _neuron_data_gradient(
             libraries, grad, source, swapped, target, geometry.transposed()
         )
-    # With an activation still to come this gradient does not leave the operator.
-    kept = source.act == "identity"
-    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry, kept)
+    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
     return as_dense(rows, batch, source.size, GROUP * DENSE_BLOCK)
 
 
@@ -197,24 +196,25 @@ def _gradient_rows(
     swapped: Tensor,
     target: Selection,
     geometry: Geometry,
-    kept: bool,
 ) -> Tensor:
-    """The gradient of every input channel, rows [P, width]; in scratch memory unless ``kept``."""
+    """The gradient of every input channel, rows [P, width]."""
     area, block = geometry.target_area, grad.shape[1]
-    lists = by_block(libraries, target, ceil_div(swapped.shape[1], block), area, tile=area)
+    # Enough samples a task that the positions of a list are worth a block of weights.
+    samples = max(1, min(batch, _LIST_POSITIONS // max(area, 1)))
+    blocks = ceil_div(swapped.shape[1], block)
+    lists = by_block(libraries, target, blocks, area, tile=max(1, samples * area))
     groups = ceil_div(size[0], DENSE_BLOCK * GROUP)
     weight = blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
     shape = (batch * size[1] * size[2], groups, GROUP, DENSE_BLOCK)
-    dx = libraries.empty(*shape) if kept else libraries.scratch("gradient", shape)
+    dx = libraries.empty(*shape)
     libraries(families.dense(block), f"dense_data_gradient_{block}")(
         grad,
         weight,
-        lists.start,
-        lists.slot,
-        lists.pixel,
+        *lists,
         dx,
         geometry.table(),
         geometry.source_area,
+        samples * geometry.source_area,
     )
     return dx.view(shape[0], -1)
 
@@ -230,12 +230,12 @@ def _nearly_dense_gradient(
     """For a packed source that hardly leaves a block out: every channel, then what is selected."""
     chosen = packed_selection(libraries, source)
     batch, block = chosen.positions // geometry.source_area, source.x.shape[1]
-    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry, False)
+    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
     dx = libraries.empty(*source.x.shape)
     libraries(families.blocked(block), f"pack_{block}")(
         rows.view(rows.shape[0], -1, block), *chosen, dx
     )
-    return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source)
+    return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
 
 
 def _neuron_data_gradient(

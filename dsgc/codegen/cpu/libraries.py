@@ -97,15 +97,17 @@ class Libraries:
         return value
 
     def scratch(self, use: str, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialised float32 memory that lives on between calls, one piece a use and thread.
+        """Uninitialised float32 memory for what never leaves an operator.
 
-        For what never leaves an operator: touching fresh memory for the first time costs more than
-        most kernels do with it. The next request for the same use gets the same memory.
+        Small pieces live on, one a use and thread: the next request for the same use gets the same
+        memory. Large ones come from the pool and go back when the caller drops them.
         """
         count = prod(shape)
+        if 4 * count >= _POOLED_BYTES:
+            return self.empty(*shape)
         buffers: dict[str, Tensor] = self._local.__dict__.setdefault("buffers", {})
         if use not in buffers or buffers[use].numel() < count:
-            buffers[use] = self.empty(count)
+            buffers[use] = torch.empty(count, dtype=torch.float32)
         return buffers[use][:count].view(shape)
 
 

@@ -137,4 +137,4 @@ def pool2d_backward(
         _weights(window, padding, count_include_pad),
         window.transposed().table(),
     )
-    return apply_backward(libraries, dx, x.contiguous(), chosen.ids, source)
+    return apply_backward(libraries, dx, x.contiguous(), chosen.ids, source, own=True)

@@ -48,7 +48,7 @@ def activate(b: int) -> Any:
 
 def activate_backward(b: int) -> Any:
     """``dv``, and per task the partial sums of ``dscale`` (``partial[.., 0]``) and ``dshift``
-    (``partial[.., 1]``).
+    (``partial[.., 1]``). ``dv`` may be ``dy``.
     """
     name = f"activate_backward_{b}"
 
@@ -64,7 +64,7 @@ def activate_backward(b: int) -> Any:
         low: T.float32,
         high: T.float32,
     ):
-        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        T.func_attr({"global_symbol": name})
         slots = T.int64()
         blocks = T.int64()
         tasks = T.int64()

@@ -16,7 +16,7 @@ from dsgc.codegen.kernels.prefetch import fetch
 from dsgc.codegen.tiles import DENSE_BLOCK, GROUP
 
 # Target positions whose input rows stay in the second-level cache during a weight gradient.
-CHUNK = 128
+CHUNK = 96
 LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input row below
 
 
@@ -157,6 +157,9 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
                                     pair[found] = (row + T.cast(near, "int64")) | (
                                         T.cast(slot[begin + i], "int64") << T.int64(32)
                                     )
+                                    T.evaluate(
+                                        fetch(T.address_of(x[row + T.cast(near, "int64"), 0]))
+                                    )
                                     found = found + 1
                             for k in T.serial(channels // depth):
                                 low = T.alloc_buffer((half, bo), "float32")
@@ -189,10 +192,10 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
 def dense_data_gradient(bo: int, held: int) -> Any:
     """``dx[q] += dy[p, n] @ w[n, tap]`` for a dense input: every channel of ``q`` is a target.
 
-    A task owns one sample and ``group`` blocks of 16 input channels, so tasks never meet in ``dx``.
-    The lists must be cut at samples (``tile`` = target pixels of a sample). For one output block,
-    tap and input block the weights stay in registers (``held`` rows of them) while the positions
-    that chose the output block stream by.
+    A task owns ``span`` source pixels, those of whole samples, and ``group`` blocks of 16 input
+    channels, so tasks never meet in ``dx``. The lists must be cut at the same samples. For one
+    output block, tap and input block the weights stay in registers (``held`` rows of them) while
+    the positions that chose the output block stream by.
     """
     name = f"dense_data_gradient_{bo}"
     group, lanes = GROUP, DENSE_BLOCK
@@ -204,10 +207,12 @@ def dense_data_gradient(bo: int, held: int) -> Any:
         w_h: T.handle,
         start_h: T.handle,
         slot_h: T.handle,
+        sample_h: T.handle,
         pixel_h: T.handle,
         dx_h: T.handle,
         table_h: T.handle,
         area: T.int64,
+        span: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         rows = T.int64()
@@ -223,19 +228,20 @@ def dense_data_gradient(bo: int, held: int) -> Any:
         w = T.match_buffer(w_h, (padded, taps, blocks_out, bo, lanes), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
+        sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         dx = T.match_buffer(dx_h, (rows, groups, group, lanes), "float32", align=4)
         for task in T.parallel((starts - 1) // blocks_out * groups):
-            image: T.let = task // groups
+            tile: T.let = task // groups
             part: T.let = task % groups
-            for i in T.serial(area):
+            for i in T.serial(T.min(span, rows - tile * span)):
                 for u in T.unroll(group):
                     for v in T.vectorized(lanes):
-                        dx[image * area + i, part, u, v] = T.float32(0)
+                        dx[tile * span + i, part, u, v] = T.float32(0)
             pair = T.alloc_buffer((CHUNK,), "int64")
             for n in T.serial(blocks_out):
-                first: T.let = T.cast(start[image * blocks_out + n], "int64")
-                last: T.let = T.cast(start[image * blocks_out + n + 1], "int64")
+                first: T.let = T.cast(start[tile * blocks_out + n], "int64")
+                last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
                 for chunk in T.serial((last - first + (CHUNK - 1)) // CHUNK):
                     begin: T.let = first + chunk * CHUNK
                     members: T.let = T.min(last - begin, T.int64(CHUNK))
@@ -244,9 +250,16 @@ def dense_data_gradient(bo: int, held: int) -> Any:
                         found = T.int64(0)
                         for i in T.serial(members):
                             near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
+                            row: T.let = T.cast(sample[begin + i], "int64") * area
                             if near >= 0:
-                                pair[found] = (image * area + T.cast(near, "int64")) | (
+                                pair[found] = (row + T.cast(near, "int64")) | (
                                     T.cast(slot[begin + i], "int64") << T.int64(32)
+                                )
+                                T.evaluate(
+                                    fetch(
+                                        T.address_of(dx[row + T.cast(near, "int64"), part, 0, 0]),
+                                        write=True,
+                                    )
                                 )
                                 found = found + 1
                         for u in T.serial(group):
