@@ -28,13 +28,15 @@ __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 _FEW_CHANNELS = 4
 # The cost of a sparse training step of a layer, as a part of its dense one, fitted to measurements
 # of single layers (3x3 and 1x1, 16 to 4096 channels, AVX-512, two threads). In units of dense work:
-_WORTH = 0.9
+_WORTH = 0.85
 _SEARCH = 0.12  # it happens once, where a dense step has three passes, and on 8-bit numbers
 _WORK = 1.1  # a multiply-add of a kernel that reads a dense input
 _PACKED_WORK = 1.7  # one of a packed kernel, which sorts pairs of blocks first
 _TOUCH = 180.0  # multiply-adds that moving one stored value through memory costs
 _RELAYOUT = 30.0  # multiply-adds that laying out one weight costs, at every call
-_FIXED = 0.8e8  # multiply-adds that calling the kernels of one layer costs
+_FIXED = 1.5e8  # multiply-adds that calling the kernels of one layer costs
+_STREAM = 25.0  # multiply-adds for which a dense product of few rows waits, for each weight
+_FEW_ROWS = 1024
 _OTHER_LAYERS = (
     nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
 )  # fmt: skip
@@ -162,7 +164,10 @@ def _loss(geometry: Geometry, search: float, read: float, made: float, rows: int
     # A packed kernel of which too little is left out reads a dense map instead.
     work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK * 1.1))
     calls = _FIXED / (max(1, rows) * geometry.window * outputs)
-    parts = (_SEARCH * search, work, touch, _RELAYOUT / max(1, rows) + calls)
+    parts: tuple[float, ...] = (_SEARCH * search, work, touch, _RELAYOUT / max(1, rows) + calls)
+    if geometry.window == inputs and geometry.map_size is None and rows < _FEW_ROWS:
+        # The dense product waits for its weights as well.
+        parts = tuple(part / (1.0 + _STREAM / max(1, rows)) for part in parts)
     if sum(parts) < _WORTH:
         return ""
     names = ("the search", "the remaining work", "moving activations", "weights and calls")
