@@ -121,7 +121,7 @@ def _weight_gradient(
             rows, grad, *lists, out, max(1, min(blocks, 16 // partials)), *where
         )
         total = out[0] if partials == 1 else out.sum(0)
-        return plain_weight(libraries, total.unflatten(2, (-1, DENSE_BLOCK)), weight)
+        return plain_weight(libraries, total.view(blocks, taps, -1, DENSE_BLOCK, block), weight)
     lists = by_block(libraries, target, blocks, geometry.target_area)
     chosen = packed_selection(libraries, source)
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
