@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import dsgc
+from dsgc import zoo
 from tests.passes.agreement import assert_graphs_agree, compiled, unsettle
 from tests.passes.test_lowering import Classifier, Net, Residual, _cat
 from tests.test_module import X, sparse_net
@@ -114,3 +115,26 @@ def test_trains() -> None:
 def test_input_of_another_dtype_than_the_model() -> None:
     with pytest.raises(dsgc.InputError, match="float64"):
         sparse_net("tvm")(X.double())
+
+
+def test_training_goes_on_after_inference_mode() -> None:
+    """Buffers that live on between calls are made in either mode and used in both."""
+    torch.manual_seed(0)
+    model = zoo.build("vgg8", width=0.25)
+    rules = {"features.3": 0.5, "features.7": 0.5, "classifier.1": 0.5}
+    sparse = dsgc.compile(model, config=dsgc.SparsityConfig(sparsity=0.5, rules=rules))
+    images = torch.randn(2, 3, 32, 32)
+    sparse.eval()
+    with torch.inference_mode():
+        seen = sparse(images)
+    sparse.train()
+    loss = sparse(images).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    with torch.inference_mode():
+        sparse.eval()
+        again = sparse(images)
+    sparse.train()
+    sparse(images).sum().backward()
+    assert seen.shape == again.shape == (2, 10)
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in sparse.parameters())

@@ -107,7 +107,9 @@ class Libraries:
             return self.empty(*shape)
         buffers: dict[str, Tensor] = self._local.__dict__.setdefault("buffers", {})
         if use not in buffers or buffers[use].numel() < count:
-            buffers[use] = torch.empty(count, dtype=torch.float32)
+            # What lives on must not be an inference tensor: training may be next to write to it.
+            with torch.inference_mode(False):
+                buffers[use] = torch.empty(count, dtype=torch.float32)
         return buffers[use][:count].view(shape)
 
 
