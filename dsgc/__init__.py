@@ -26,7 +26,7 @@ from dsgc.errors import (
 )
 
 if TYPE_CHECKING:
-    from dsgc.api import compile
+    from dsgc.api import compile, release_memory
     from dsgc.module import SparseModule
 
 __all__ = [
@@ -45,10 +45,11 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "compile",
+    "release_memory",
 ]
 
 # `dsgc --help` should not wait for torch: what needs it is imported when first used.
-_WHEN_USED = {"SparseModule": "dsgc.module", "compile": "dsgc.api"}
+_WHEN_USED = {"SparseModule": "dsgc.module", "compile": "dsgc.api", "release_memory": "dsgc.api"}
 
 
 def __getattr__(name: str) -> object:

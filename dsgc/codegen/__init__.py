@@ -12,7 +12,7 @@ import torch
 
 from dsgc.errors import KernelError
 
-__all__ = ["cpu_kernels"]
+__all__ = ["cpu_kernels", "release_memory"]
 
 
 @functools.cache
@@ -38,3 +38,13 @@ def cpu_kernels() -> torch.library.Library:
     # Every model needs this one: without a compiler or a place to write, it is known here and now.
     libraries(families.lists(), "count_lists")
     return register("dsgc_cpu", kernels(libraries))
+
+
+def release_memory() -> int:
+    """Gives the memory that waits for its next use back to the system: how many bytes."""
+    if not cpu_kernels.cache_info().currsize:
+        return 0
+    from dsgc.codegen.cache import KernelCache
+    from dsgc_runtime import MemoryPool
+
+    return MemoryPool(KernelCache().directory).release()

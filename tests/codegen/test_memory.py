@@ -8,6 +8,8 @@ import threading
 import pytest
 import torch
 
+import dsgc
+from dsgc.codegen import cpu_kernels
 from dsgc.codegen.cache import KernelCache
 from dsgc.codegen.cpu import Libraries
 from dsgc.codegen.cpu.libraries import is_dense
@@ -46,6 +48,15 @@ def test_waiting_memory_can_be_given_back(libraries: Libraries) -> None:
     assert pool.release() == 0
     assert bool((kept == 7.0).all())
     assert libraries.empty(LARGE).shape == (LARGE,)
+
+
+def test_users_can_give_it_back(libraries: Libraries) -> None:
+    cpu_kernels()
+    freed = libraries.empty(LARGE)
+    del freed
+    gc.collect()
+    assert dsgc.release_memory() >= 4 * LARGE
+    assert dsgc.release_memory() == 0
 
 
 def test_the_pool_does_not_grow_without_bound(libraries: Libraries) -> None:
