@@ -10,8 +10,10 @@ __all__ = [
     "RANKED_BLOCKS",
     "SCORE_CHANNELS",
     "STEM_COLUMNS",
+    "VECTOR",
 ]
 
+VECTOR = 16  # lanes that kernels of the search work on at a time
 DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels run on it
 STEM_COLUMNS = (64, 32, 16)  # outputs of a register tile; the first that divides them is taken
 GROUP = 8  # blocks of a dense input whose gradient is held in registers

@@ -152,7 +152,7 @@ def activate_backward(
     check_float32(source.x)
     if source.index is None or source.rowptr is None:
         values, chosen = _as_packed(source.x)
-        upstream, _ = _as_packed(grad)
+        upstream = _stored_values(grad, None)
         dx, dscale, dshift = apply_backward(libraries, upstream, values, chosen.ids, source, own)
         return as_dense(dx, source.x.shape[0], source.size), dscale, dshift
     chosen = selection(libraries, source.index, source.rowptr)
@@ -168,12 +168,10 @@ def pack(libraries: Libraries, x: Tensor, index: Tensor, rowptr: Tensor, block: 
     check_float32(x)
     rows = dense_rows(x)
     chosen = selection(libraries, index, rowptr)
-    blocks = ceil_div(rows.shape[1], block)
-    if rows.shape[1] % block:
-        rows = torch.nn.functional.pad(rows, (0, blocks * block - rows.shape[1]))
+    rows = padded_channels(rows, block)
     values = libraries.empty(chosen.ids.shape[0], block)
     libraries(families.blocked(block), f"pack_{block}")(
-        rows.view(-1, blocks, block), *chosen, values
+        rows.view(rows.shape[0], rows.shape[1] // block, block), *chosen, values
     )
     return values
 

@@ -1,6 +1,4 @@
-"""Generated kernels behind conv2d and its gradient: which kernel runs for which forms of input and
-output.
-"""
+"""Generated kernels behind conv2d: which one runs for which forms of input and output."""
 
 from __future__ import annotations
 

@@ -232,9 +232,9 @@ def dense_rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
 
 
-def padded_channels(rows: Tensor) -> Tensor:
-    """Rows [P, C] with zeros up to whole dense blocks; itself if there is nothing to fill."""
-    missing = -rows.shape[1] % DENSE_BLOCK
+def padded_channels(rows: Tensor, multiple: int = DENSE_BLOCK) -> Tensor:
+    """Rows [P, C] with zeros up to a ``multiple`` of channels; itself if nothing is missing."""
+    missing = -rows.shape[1] % multiple
     return torch.nn.functional.pad(rows, (0, missing)) if missing else rows
 
 

@@ -78,19 +78,13 @@ def drs_scores(
         rows if rows.dtype == torch.float32 else rows.view(torch.int32),
         weight,
         first,
-        _filled(unit, weight.shape[2]),
+        F.pad(unit.to(torch.float32), (0, weight.shape[2] - unit.shape[0])).contiguous(),
         step,
         scores,
         geometry.table(),
         geometry.source_area,
     )
     return scores
-
-
-def _filled(unit: Tensor, channels: int) -> Tensor:
-    if unit.shape[0] == channels and unit.dtype == torch.float32:
-        return unit.contiguous()
-    return F.pad(unit.to(torch.float32), (0, channels - unit.shape[0]))
 
 
 def _score_weight(projected: Tensor, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,19 +52,6 @@ def stem_conv2d(
     return out.view(x.shape[0], *target, outputs).permute(0, 3, 1, 2)
 
 
-def stem_conv2d_backward(
-    libraries: Libraries,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def stem_conv2d_backward(libraries: Libraries, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """``dsgc::stem_conv2d_backward``: dense by nature, and cheap."""
-    return reference.stem_conv2d_backward(
-        grad, x, weight, stride, padding, dilation, need_x, need_weight, need_bias
-    )
+    return reference.stem_conv2d_backward(*arguments)

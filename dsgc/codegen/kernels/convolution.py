@@ -26,16 +26,14 @@ LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input s
 
 
 @T.macro
-def sort_pairs(
-    x, index, rowptr, slot, sample, pixel, table, area, tap, begin, members, end, pair, capacity
-):  # type: ignore[no-untyped-def]  # a macro: its arguments are buffers and expressions
+def sort_pairs(x, index, rowptr, slot, sample, pixel, table, area, tap, begin, members, end, pair):  # type: ignore[no-untyped-def]  # a macro: its arguments are buffers and expressions
     """Puts the pairs of ``members`` list entries with their neighbours at ``tap`` into ``pair``.
 
-    Bucket ``c`` is ``pair[c * capacity .. end[c]]``. The input rows are fetched into the cache
+    Bucket ``c`` is ``pair[c * CHUNK .. end[c]]``. The input rows are fetched into the cache
     while their pairs are written.
     """
     for c in T.serial(end.shape[0]):
-        end[c] = T.cast(c * capacity, "int32")
+        end[c] = T.cast(c * CHUNK, "int32")
     for i in T.serial(members):
         near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
         if near >= 0:
@@ -121,7 +119,6 @@ def packed_convolution(bi: int, bo: int, held: int) -> Any:
                         members,
                         end,
                         pair,
-                        CHUNK,
                     )
                     for c in T.serial(blocks_in):
                         for part in T.serial(bi // rows):
@@ -224,7 +221,6 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
                         T.min(last - begin, T.int64(CHUNK)),
                         end,
                         pair,
-                        CHUNK,
                     )
                     for c in T.serial(blocks_in):
                         for part in T.serial(bi // rows):

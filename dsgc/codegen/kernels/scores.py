@@ -6,7 +6,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-VECTOR = 16
+from dsgc.codegen.kernels.register_tile import add_products, begin_sums, locate, rows_at
+from dsgc.codegen.tiles import VECTOR
 
 
 def byte_scores(b: int, members: int, columns: int) -> Any:
@@ -50,9 +51,7 @@ def byte_scores(b: int, members: int, columns: int) -> Any:
         for group in T.parallel((positions + (members - 1)) // members):
             row = T.alloc_buffer((members,), "int64")
             place = T.alloc_buffer((2, members), "int64")
-            for u in T.unroll(members):
-                place[0, u] = T.min(group * members + u, positions - 1) // pixels
-                place[1, u] = T.min(group * members + u, positions - 1) % pixels
+            locate(place, group, members, pixels, positions)
             for tile in T.serial(channels // columns):
                 low = T.alloc_buffer((members // 2 * vectors, VECTOR), "int32")
                 high = T.alloc_buffer((members // 2 * vectors, VECTOR), "int32")
@@ -63,11 +62,7 @@ def byte_scores(b: int, members: int, columns: int) -> Any:
                         for v in T.vectorized(VECTOR):
                             high[u * vectors + i, v] = first[tile * columns + i * VECTOR + v]
                 for tap in T.serial(taps):
-                    for u in T.unroll(members):
-                        near: T.let = table[tap, place[1, u]]
-                        row[u] = T.Select(
-                            near >= 0, place[0, u] * area + T.cast(near, "int64"), rows - 1
-                        )
+                    rows_at(row, table, tap, place, members, area, rows - 1)
                     for k in T.serial(fours):
                         for u in T.unroll(members // 2):
                             for i in T.unroll(vectors):
@@ -178,31 +173,14 @@ def float_scores(b: int, members: int, columns: int) -> Any:
         for group in T.parallel((positions + (members - 1)) // members):
             row = T.alloc_buffer((members,), "int64")
             place = T.alloc_buffer((2, members), "int64")
-            for u in T.unroll(members):
-                place[0, u] = T.min(group * members + u, positions - 1) // pixels
-                place[1, u] = T.min(group * members + u, positions - 1) % pixels
+            locate(place, group, members, pixels, positions)
             for tile in T.serial(channels // columns):
                 low = T.alloc_buffer((half, columns), "float32")
                 high = T.alloc_buffer((half, columns), "float32")
-                for u in T.unroll(half):
-                    for v in T.vectorized(columns):
-                        low[u, v] = first[tile * columns + v]
-                    for v in T.vectorized(columns):
-                        high[u, v] = first[tile * columns + v]
+                begin_sums(low, high, first, half, columns, tile)
                 for tap in T.serial(taps):
-                    for u in T.unroll(members):
-                        near: T.let = table[tap, place[1, u]]
-                        row[u] = T.Select(
-                            near >= 0, place[0, u] * area + T.cast(near, "int64"), rows - 1
-                        )
-                    for k in T.serial(depth):
-                        for u in T.unroll(half):
-                            for v in T.vectorized(columns):
-                                low[u, v] = low[u, v] + q[row[u], k] * w[tap, k, tile * columns + v]
-                            for v in T.vectorized(columns):
-                                high[u, v] = (
-                                    high[u, v] + q[row[half + u], k] * w[tap, k, tile * columns + v]
-                                )
+                    rows_at(row, table, tap, place, members, area, rows - 1)
+                    add_products(low, high, q, row, w, tap, depth, half, columns, tile)
                 for u in T.unroll(half):
                     for side in T.unroll(2):
                         z = T.alloc_buffer((columns,), "float32")

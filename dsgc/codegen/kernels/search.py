@@ -12,8 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from dsgc.codegen.tiles import PROJECTED_LANES as LANES
-
-VECTOR = 16
+from dsgc.codegen.tiles import VECTOR
 
 
 def project(b: int) -> Any:

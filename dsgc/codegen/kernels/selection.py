@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-VECTOR = 16
+from dsgc.codegen.tiles import VECTOR
 
 
 def rank_winners(capacity: int) -> Any:

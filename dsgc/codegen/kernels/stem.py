@@ -6,6 +6,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from dsgc.codegen.kernels.register_tile import add_products, begin_sums, locate, rows_at
+
 
 def stem_convolution(columns: int, members: int) -> Any:
     """``y[p] = bias + sum over taps and channels``, a register tile of ``members`` positions by
@@ -38,31 +40,14 @@ def stem_convolution(columns: int, members: int) -> Any:
         for group in T.parallel((positions + (members - 1)) // members):
             row = T.alloc_buffer((members,), "int64")
             place = T.alloc_buffer((2, members), "int64")
-            for u in T.unroll(members):
-                place[0, u] = T.min(group * members + u, positions - 1) // pixels
-                place[1, u] = T.min(group * members + u, positions - 1) % pixels
+            locate(place, group, members, pixels, positions)
             for tile in T.serial(outputs // columns):
                 low = T.alloc_buffer((half, columns), "float32")
                 high = T.alloc_buffer((half, columns), "float32")
-                for u in T.unroll(half):
-                    for v in T.vectorized(columns):
-                        low[u, v] = bias[tile * columns + v]
-                    for v in T.vectorized(columns):
-                        high[u, v] = bias[tile * columns + v]
+                begin_sums(low, high, bias, half, columns, tile)
                 for tap in T.serial(taps):
-                    for u in T.unroll(members):
-                        near: T.let = table[tap, place[1, u]]
-                        row[u] = T.Select(
-                            near >= 0, place[0, u] * area + T.cast(near, "int64"), rows - 1
-                        )
-                    for k in T.serial(channels):
-                        for u in T.unroll(half):
-                            for v in T.vectorized(columns):
-                                low[u, v] = low[u, v] + x[row[u], k] * w[tap, k, tile * columns + v]
-                            for v in T.vectorized(columns):
-                                high[u, v] = (
-                                    high[u, v] + x[row[half + u], k] * w[tap, k, tile * columns + v]
-                                )
+                    rows_at(row, table, tap, place, members, area, rows - 1)
+                    add_products(low, high, x, row, w, tap, channels, half, columns, tile)
                 for u in T.unroll(half):
                     for v in T.vectorized(columns):
                         y[T.min(group * members + u, positions - 1), tile * columns + v] = low[u, v]
