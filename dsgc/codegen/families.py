@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES, RANKED_BLOCKS, STEM_COLUMNS
+from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES, RANKED_BLOCKS, ROW_LANES, STEM_COLUMNS
 
-__all__ = ["Family", "blocked", "convolution", "dense", "dense_search", "lists", "neuron", "stem"]
+__all__ = [
+    "Family",
+    "blocked",
+    "convolution",
+    "dense",
+    "dense_search",
+    "linear",
+    "lists",
+    "neuron",
+    "stem",
+]
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,22 @@ def dense(bo: int) -> Family:
         ]
 
     return Family(f"dense_{bo}", functions)
+
+
+def linear(bo: int) -> Family:
+    """Linear layers of few rows into output blocks of ``bo``."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import linear
+
+        outputs = target.held(ROW_LANES) // 2
+        return [
+            linear.row_products(bo, outputs),
+            linear.row_data_gradient(bo, target.held(ROW_LANES)),
+            linear.row_weight_gradient(bo, outputs),
+        ]
+
+    return Family(f"linear_{bo}", functions)
 
 
 def stem() -> Family:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 __all__ = [
     "DENSE_BLOCK",
+    "FEW_ROWS",
     "GROUP",
     "NEURON_LANES",
     "PROJECTED_LANES",
     "RANKED_BLOCKS",
+    "ROW_LANES",
+    "ROW_STRIP",
     "SCORE_CHANNELS",
     "STEM_COLUMNS",
     "VECTOR",
@@ -19,5 +22,8 @@ STEM_COLUMNS = (64, 32, 16)  # outputs of a register tile; the first that divide
 GROUP = 8  # blocks of a dense input whose gradient is held in registers
 NEURON_LANES = 16  # vector of a neuron-wise dot product
 RANKED_BLOCKS = (128, 1024)  # most scores that a ranking kernel takes: on the stack, on the heap
+FEW_ROWS = 256  # samples up to which a linear layer reads its weights as they are
+ROW_LANES = 16  # inputs of a linear layer of few rows that are a vector
+ROW_STRIP = 16  # such vectors that a task takes at a time
 PROJECTED_LANES = 8  # a projected row is a whole number of these
 SCORE_CHANNELS = 64  # projected weights are padded to whole register tiles of any target

@@ -22,6 +22,7 @@ from dsgc.codegen.cpu.layout import (
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.cpu.linear import is_few_rows, row_products
 from dsgc.codegen.cpu.weights import blocked_weight, padded_inputs
 from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES
 from dsgc.ops.layout import ceil_div, conv_output_size
@@ -151,6 +152,8 @@ def conv2d(
     outputs = weight.shape[0]
     target = selection(libraries, y_index, y_rowptr)
     slots = target.ids.shape[0]
+    if is_few_rows(weight, target, block, geometry):
+        return row_products(libraries, source, weight, bias, target, block)
     if block == 1:
         rows = padded_source(libraries, source)
         tile = neuron_tile(rows.shape[1])

@@ -32,9 +32,11 @@ from dsgc.codegen.cpu.layout import (
     check_float32,
     every_block,
     packed_selection,
+    padded_channels,
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.cpu.linear import is_few_rows, row_data_gradient, row_weight_gradient
 from dsgc.codegen.cpu.weights import blocked_weight, plain_weight
 from dsgc.codegen.tiles import DENSE_BLOCK, GROUP, NEURON_LANES
 from dsgc.ops.layout import ceil_div
@@ -98,6 +100,8 @@ def _weight_gradient(
     block, (outputs, inputs) = grad.shape[1], weight.shape[:2]
     blocks, taps = ceil_div(outputs, block), weight[0, 0].numel()
     where = geometry.table(), geometry.source_area
+    if is_few_rows(weight, target, block, geometry):
+        return row_weight_gradient(libraries, grad, source, weight, target)
     if block == 1:
         rows = padded_source(libraries, source)
         vectors = rows.shape[1] // NEURON_LANES
@@ -144,13 +148,19 @@ def _data_gradient(
     """Through the convolution and the source's activation; ``geometry`` is the forward one."""
     swapped = weight.detach().transpose(0, 1)
     inputs = swapped.shape[0]
+    if is_few_rows(weight, target, grad.shape[1], geometry):
+        rows = row_data_gradient(libraries, grad, source, weight, target)
+        if source.index is not None:
+            return _selected_gradient(libraries, rows, source)
+        dense = as_dense(rows, source.x.shape[0], source.size, 1)
+        return _activated_gradient(libraries, dense, source)
     if source.index is None or source.rowptr is None:
         dense = _dense_data_gradient(libraries, grad, source, swapped, target, geometry)
-        if source.act == "identity":
-            return dense, grad.new_empty(0), grad.new_empty(0)
-        return activate_backward(libraries, dense, *source, own=True)
+        return _activated_gradient(libraries, dense, source)
     if nearly_dense(source) and grad.shape[1] > 1:
-        return _nearly_dense_gradient(libraries, grad, source, swapped, target, geometry)
+        batch = target.positions // geometry.target_area
+        rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
+        return _selected_gradient(libraries, rows, source)
     backward = geometry.transposed()
     chosen = selection(libraries, source.index, source.rowptr)
     bi, slots = source.x.shape[1], chosen.ids.shape[0]
@@ -219,18 +229,24 @@ def _gradient_rows(
     return dx.view(shape[0], -1)
 
 
-def _nearly_dense_gradient(
-    libraries: Libraries,
-    grad: Tensor,
-    source: Activation,
-    swapped: Tensor,
-    target: Selection,
-    geometry: Geometry,
+def _activated_gradient(
+    libraries: Libraries, dense: Tensor, source: Activation
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For a packed source that hardly leaves a block out: every channel, then what is selected."""
+    """Through the activation of a dense source; ``dense`` is used up."""
+    if source.act == "identity":
+        return dense, dense.new_empty(0), dense.new_empty(0)
+    return activate_backward(libraries, dense, *source, own=True)
+
+
+def _selected_gradient(
+    libraries: Libraries, rows: Tensor, source: Activation
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the gradient of every channel, rows [P, C or more], what a packed source selected; and
+    through its activation.
+    """
     chosen = packed_selection(libraries, source)
-    batch, block = chosen.positions // geometry.source_area, source.x.shape[1]
-    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
+    block = source.x.shape[1]
+    rows = padded_channels(rows, block)
     dx = libraries.empty(*source.x.shape)
     libraries(families.blocked(block), f"pack_{block}")(
         rows.view(rows.shape[0], -1, block), *chosen, dx
