@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from dsgc.codegen.tiles import FEW_ROWS, ROW_LANES
 from dsgc.passes.context import Context, LayerDecision
 from dsgc.passes.geometry import Geometry, conv_padding, search_cost
 from dsgc.passes.patterns import (
@@ -35,8 +36,10 @@ _PACKED_WORK = 1.7  # one of a packed kernel, which sorts pairs of blocks first
 _TOUCH = 180.0  # multiply-adds that moving one stored value through memory costs
 _RELAYOUT = 30.0  # multiply-adds that laying out one weight costs, at every call
 _FIXED = 1.5e8  # multiply-adds that calling the kernels of one layer costs
+_ROW_WORK = 0.55  # one of a linear layer of few rows, which reads weights as they are
+_ROW_CALLS = 0.5  # of _FIXED, as dense products of few rows are slower than convolutions
 _STREAM = 25.0  # multiply-adds for which a dense product of few rows waits, for each weight
-_FEW_ROWS = 1024
+_STREAM_ROWS = 1024  # rows from which it no longer waits
 _OTHER_LAYERS = (
     nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
 )  # fmt: skip
@@ -138,7 +141,10 @@ def _decide(
         return replace(dense, reason=refusal)
     shape = shape_of(node)
     rows = positions * (shape[0] if shape else 1)
-    loss = _loss(geometry, cost, density, 1.0 - settings.sparsity, rows)
+    if _reads_stored_weights(chosen, geometry, rows):
+        loss = _row_loss(geometry, cost, density, 1.0 - settings.sparsity, rows)
+    else:
+        loss = _loss(geometry, cost, density, 1.0 - settings.sparsity, rows)
     if loss:
         return replace(dense, reason=loss, too_dear=True)
     return replace(chosen, sparse=True, reason="it pays")
@@ -159,15 +165,47 @@ def _loss(geometry: Geometry, search: float, read: float, made: float, rows: int
     `search` is its part of the dense multiply-adds, `read` and `made` are the densities of input
     and output, `rows` the positions of a batch.
     """
-    inputs, outputs = geometry.in_channels, geometry.out_channels
-    touch = _TOUCH * (inputs * read + outputs * made) / (geometry.window * outputs)
+    inputs = geometry.in_channels
+    touch = _touch(geometry, read, made)
     # A packed kernel of which too little is left out reads a dense map instead.
     work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK * 1.1))
-    calls = _FIXED / (max(1, rows) * geometry.window * outputs)
-    parts: tuple[float, ...] = (_SEARCH * search, work, touch, _RELAYOUT / max(1, rows) + calls)
-    if geometry.window == inputs and geometry.map_size is None and rows < _FEW_ROWS:
+    weights = _RELAYOUT / max(1, rows) + _calls(geometry, rows)
+    parts: tuple[float, ...] = (_SEARCH * search, work, touch, weights)
+    if geometry.window == inputs and geometry.map_size is None and rows < _STREAM_ROWS:
         # The dense product waits for its weights as well.
         parts = tuple(part / (1.0 + _STREAM / max(1, rows)) for part in parts)
+    return _verdict(parts)
+
+
+def _row_loss(geometry: Geometry, search: float, read: float, made: float, rows: int) -> str:
+    """:func:`_loss` of a linear layer of few rows."""
+    touch = _touch(geometry, read, made)
+    calls = _ROW_CALLS * _calls(geometry, rows)
+    return _verdict((_SEARCH * search, _ROW_WORK * made, touch, calls))
+
+
+def _reads_stored_weights(layer: LayerDecision, geometry: Geometry, rows: int) -> bool:
+    """Whether the kernels of linear layers of few rows will serve it."""
+    return (
+        layer.kind == "Linear"
+        and rows <= FEW_ROWS
+        and geometry.window % ROW_LANES == 0
+        and layer.settings is not None
+        and geometry.out_channels % layer.settings.block == 0
+        and layer.settings.block >= ROW_LANES // 2
+    )
+
+
+def _touch(geometry: Geometry, read: float, made: float) -> float:
+    values = geometry.in_channels * read + geometry.out_channels * made
+    return _TOUCH * values / (geometry.window * geometry.out_channels)
+
+
+def _calls(geometry: Geometry, rows: int) -> float:
+    return _FIXED / (max(1, rows) * geometry.window * geometry.out_channels)
+
+
+def _verdict(parts: tuple[float, ...]) -> str:
     if sum(parts) < _WORTH:
         return ""
     names = ("the search", "the remaining work", "moving activations", "weights and calls")
