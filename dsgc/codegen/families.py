@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES, RANKED_BLOCKS, ROW_LANES, STEM_COLUMNS
+from dsgc.codegen.tiles import (
+    DENSE_BLOCK,
+    NEURON_DEPTHS,
+    NEURON_LANES,
+    RANKED_BLOCKS,
+    ROW_LANES,
+    STEM_COLUMNS,
+)
 
 __all__ = [
     "Family",
@@ -47,8 +54,10 @@ def lists() -> Family:
             lists.count_lists(),
             lists.fill_lists(),
             lists.expand_bits(),
+            lists.set_bits(),
             pooling.count_union(),
             *(selection.rank_winners(capacity) for capacity in RANKED_BLOCKS),
+            *(selection.rank_bits(capacity) for capacity in RANKED_BLOCKS),
         ]
 
     return Family("lists", functions)
@@ -68,6 +77,7 @@ def blocked(b: int) -> Family:
             activation.channel_affine(b),
             activation.pack(b),
             activation.unpack(b),
+            activation.unpack_groups(b),
             *(pooling.pool(b, mode) for mode in ("max", "avg")),
             *(pooling.pool_backward(b, mode) for mode in ("max", "avg")),
             search.project(b),
@@ -161,8 +171,9 @@ def neuron() -> Family:
         from dsgc.codegen.kernels import neuron, weights
 
         return [
-            neuron.neuron_convolution(),
-            neuron.neuron_weight_gradient(),
+            *(neuron.neuron_convolution(depth) for depth in NEURON_DEPTHS),
+            *(neuron.neuron_weight_gradient(depth) for depth in NEURON_DEPTHS),
+            *(neuron.neuron_data_gradient(depth) for depth in NEURON_DEPTHS),
             *weights.all_forms(NEURON_LANES, 1),
         ]
 

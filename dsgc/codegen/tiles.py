@@ -6,6 +6,7 @@ __all__ = [
     "DENSE_BLOCK",
     "FEW_ROWS",
     "GROUP",
+    "NEURON_DEPTHS",
     "NEURON_LANES",
     "PROJECTED_LANES",
     "RANKED_BLOCKS",
@@ -21,6 +22,7 @@ DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels r
 STEM_COLUMNS = (64, 32, 16)  # outputs of a register tile; the first that divides them is taken
 GROUP = 8  # blocks of a dense input whose gradient is held in registers
 NEURON_LANES = 16  # vector of a neuron-wise dot product
+NEURON_DEPTHS = (1, 2, 4, 8)  # such vectors of channels that neuron-wise kernels group
 RANKED_BLOCKS = (128, 1024)  # most scores that a ranking kernel takes: on the stack, on the heap
 FEW_ROWS = 256  # samples up to which a linear layer reads its weights as they are
 ROW_LANES = 16  # inputs of a linear layer of few rows that are a vector

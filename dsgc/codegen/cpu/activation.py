@@ -34,6 +34,7 @@ __all__ = [
     "batch_stats",
     "batch_stats_backward",
     "channel_totals",
+    "grouped_source",
     "pack",
     "padded_source",
     "unpack",
@@ -184,15 +185,29 @@ def padded_source(libraries: Libraries, source: Activation) -> Tensor:
     multiple = max(DENSE_BLOCK, values.shape[1])
     width = ceil_div(source.size[0], multiple) * multiple
     out = libraries.scratch("source", (chosen.positions + 1, width))
-    _scatter(libraries, values, chosen, source, out)
+    _scatter(libraries, "unpack", values, chosen, source, out)
+    return out
+
+
+def grouped_source(libraries: Libraries, source: Activation, width: int) -> Tensor:
+    """:func:`padded_source` cut into groups of ``width`` channels: [groups, P + 1, width]."""
+    values, chosen = _as_stored(libraries, source.x, source.index, source.rowptr)
+    groups = ceil_div(max(source.size[0], values.shape[1]), width)
+    out = libraries.scratch("source", (groups, chosen.positions + 1, width))
+    _scatter(libraries, "unpack_groups", values, chosen, source, out)
     return out
 
 
 def _scatter(
-    libraries: Libraries, values: Tensor, chosen: Selection, source: Activation, out: Tensor
+    libraries: Libraries,
+    kernel: str,
+    values: Tensor,
+    chosen: Selection,
+    source: Activation,
+    out: Tensor,
 ) -> None:
     block, channels = values.shape[1], source.size[0]
-    libraries(families.blocked(block), f"unpack_{block}")(
+    libraries(families.blocked(block), f"{kernel}_{block}")(
         values,
         *chosen,
         blocks_of(source.scale, channels, block, 1.0),
@@ -212,7 +227,7 @@ def unpack(libraries: Libraries, *arguments: object) -> Tensor:
     block = source.x.shape[1]
     chosen = selection(libraries, source.index, source.rowptr)
     rows = libraries.empty(chosen.positions, ceil_div(channels, block) * block)
-    _scatter(libraries, source.x.contiguous(), chosen, source, rows)
+    _scatter(libraries, "unpack", source.x.contiguous(), chosen, source, rows)
     return as_dense(rows, chosen.positions // (height * width), source.size, block)
 
 

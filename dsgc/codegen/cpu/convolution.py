@@ -23,8 +23,9 @@ from dsgc.codegen.cpu.layout import (
 )
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.cpu.linear import is_few_rows, row_products
+from dsgc.codegen.cpu.neuron import neuron_convolution
 from dsgc.codegen.cpu.weights import blocked_weight, padded_inputs
-from dsgc.codegen.tiles import DENSE_BLOCK, NEURON_LANES
+from dsgc.codegen.tiles import DENSE_BLOCK
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.spec import Activation
 
@@ -33,8 +34,6 @@ __all__ = [
     "dense_tile",
     "forward_geometry",
     "nearly_dense",
-    "neuron_convolution",
-    "neuron_tile",
     "packed_convolution",
 ]
 
@@ -56,10 +55,6 @@ def nearly_dense(source: Activation) -> bool:
 
 def dense_tile(width: int) -> int:
     return max(64, 2 * _TILE_BYTES // (4 * width))
-
-
-def neuron_tile(width: int) -> int:
-    return max(64, _TILE_BYTES // (4 * width))
 
 
 def packed_convolution(
@@ -84,30 +79,6 @@ def packed_convolution(
         blocks_of(bias, weight.shape[0], block),
         *lists,
         out,
-        geometry.table(),
-        geometry.source_area,
-    )
-    return out
-
-
-def neuron_convolution(
-    libraries: Libraries,
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    lists: Lists,
-    slots: int,
-    geometry: Geometry,
-) -> Tensor:
-    """Dense ``rows`` [P + 1, width] through ``weight`` into single neurons: [slots, 1]."""
-    blocked = blocked_weight(libraries, padded_inputs(weight, rows.shape[1]), NEURON_LANES, 1)
-    out = libraries.empty(slots, 1)
-    libraries(families.neuron(), "neuron_convolution")(
-        rows.view(rows.shape[0], -1, NEURON_LANES),
-        blocked.view(*blocked.shape[:4]),
-        blocks_of(bias, weight.shape[0], 1).view(-1),
-        *lists,
-        out.view(-1),
         geometry.table(),
         geometry.source_area,
     )
@@ -155,10 +126,7 @@ def conv2d(
     if is_few_rows(weight, target, block, geometry):
         return row_products(libraries, source, weight, bias, target, block)
     if block == 1:
-        rows = padded_source(libraries, source)
-        tile = neuron_tile(rows.shape[1])
-        lists = by_block(libraries, target, outputs, geometry.target_area, tile)
-        return neuron_convolution(libraries, rows, weight, bias, lists, slots, geometry)
+        return neuron_convolution(libraries, source, weight, bias, target, geometry)
     blocks = ceil_div(outputs, block)
     if nearly_dense(source):
         rows = padded_source(libraries, source)

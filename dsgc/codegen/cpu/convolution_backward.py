@@ -21,8 +21,6 @@ from dsgc.codegen.cpu.convolution import (
     dense_tile,
     forward_geometry,
     nearly_dense,
-    neuron_convolution,
-    neuron_tile,
     packed_convolution,
 )
 from dsgc.codegen.cpu.layout import (
@@ -30,15 +28,19 @@ from dsgc.codegen.cpu.layout import (
     Selection,
     by_block,
     check_float32,
-    every_block,
     packed_selection,
     padded_channels,
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.cpu.linear import is_few_rows, row_data_gradient, row_weight_gradient
+from dsgc.codegen.cpu.neuron import (
+    neuron_convolution,
+    neuron_data_gradient,
+    neuron_weight_gradient,
+)
 from dsgc.codegen.cpu.weights import blocked_weight, plain_weight
-from dsgc.codegen.tiles import DENSE_BLOCK, GROUP, NEURON_LANES
+from dsgc.codegen.tiles import DENSE_BLOCK, GROUP
 from dsgc.ops.layout import ceil_div
 from dsgc.ops.spec import Activation
 
@@ -46,6 +48,8 @@ __all__ = ["conv2d_backward"]
 
 _PARTIAL_BYTES = 1 << 24  # of partial sums of a weight gradient
 _LIST_POSITIONS = 1024  # target positions of a list of the dense data gradient, at least a sample's
+# Part of a packed input's neurons above which it pays to get the gradient of all of them.
+_MOST_NEURONS = 0.4
 _INFINITY = float("inf")
 
 
@@ -103,15 +107,7 @@ def _weight_gradient(
     if is_few_rows(weight, target, block, geometry):
         return row_weight_gradient(libraries, grad, source, weight, target)
     if block == 1:
-        rows = padded_source(libraries, source)
-        vectors = rows.shape[1] // NEURON_LANES
-        tile = neuron_tile(rows.shape[1])
-        lists = by_block(libraries, target, outputs, geometry.target_area, tile)
-        out = libraries.empty(outputs, taps, vectors, NEURON_LANES)
-        libraries(families.neuron(), "neuron_weight_gradient")(
-            rows.view(-1, vectors, NEURON_LANES), grad.view(-1), *lists, out, *where
-        )
-        return plain_weight(libraries, out.unsqueeze(-1), weight)
+        return neuron_weight_gradient(libraries, grad, source, weight, target, geometry)
     if nearly_dense(source):
         rows = padded_source(libraries, source)
         tile = dense_tile(rows.shape[1])
@@ -164,14 +160,14 @@ def _data_gradient(
     backward = geometry.transposed()
     chosen = selection(libraries, source.index, source.rowptr)
     bi, slots = source.x.shape[1], chosen.ids.shape[0]
+    if bi == 1 and grad.shape[1] == 1 and slots > _MOST_NEURONS * chosen.positions * inputs:
+        rows = neuron_data_gradient(libraries, grad, chosen.positions, weight, target, backward)
+        return _selected_gradient(libraries, rows, source)
     if bi == 1:
         upstream = Activation(
             grad, target.ids, target.rowptr, None, None, "identity", (weight.shape[0], 1, 1)
         )
-        rows = padded_source(libraries, upstream)
-        tile = neuron_tile(rows.shape[1])
-        lists = by_block(libraries, chosen, inputs, backward.target_area, tile)
-        dx = neuron_convolution(libraries, rows, swapped, None, lists, slots, backward)
+        dx = neuron_convolution(libraries, upstream, swapped, None, chosen, backward)
     else:
         lists = by_block(libraries, chosen, ceil_div(inputs, bi), backward.target_area)
         dx = packed_convolution(libraries, grad, target, swapped, None, lists, slots, backward, bi)
@@ -191,9 +187,10 @@ def _dense_data_gradient(
     """
     batch = source.x.shape[0]
     if grad.shape[1] == 1:
-        return _neuron_data_gradient(
-            libraries, grad, source, swapped, target, geometry.transposed()
-        )
+        weight, backward = swapped.transpose(0, 1), geometry.transposed()
+        positions = batch * source.size[1] * source.size[2]
+        rows = neuron_data_gradient(libraries, grad, positions, weight, target, backward)
+        return as_dense(rows, batch, source.size, rows.shape[1])
     rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
     return as_dense(rows, batch, source.size, GROUP * DENSE_BLOCK)
 
@@ -252,25 +249,3 @@ def _selected_gradient(
         rows.view(rows.shape[0], -1, block), *chosen, dx
     )
     return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
-
-
-def _neuron_data_gradient(
-    libraries: Libraries,
-    grad: Tensor,
-    source: Activation,
-    swapped: Tensor,
-    target: Selection,
-    geometry: Geometry,
-) -> Tensor:
-    """The gradient of a dense input from single neurons: a packed convolution that selects every
-    input block.
-    """
-    batch, (channels, height, width) = source.x.shape[0], source.size
-    blocks = ceil_div(channels, DENSE_BLOCK)
-    everything = every_block(batch * height * width, blocks)
-    lists = by_block(libraries, everything, blocks, geometry.target_area)
-    slots = everything.ids.shape[0]
-    values = packed_convolution(
-        libraries, grad, target, swapped, None, lists, slots, geometry, DENSE_BLOCK
-    )
-    return as_dense(values, batch, source.size)

@@ -36,6 +36,7 @@ __all__ = [
 _INFINITY = float("inf")
 # Slots a list should have: enough positions to pay for fetching a block's weights.
 LIST_LENGTH = 2048
+_WORD = 4  # bytes of a bitmask that are expanded at a time
 
 
 class Selection(NamedTuple):
@@ -172,9 +173,15 @@ def selection(libraries: Libraries, index: Tensor, rowptr: Tensor) -> Selection:
     rowptr = rowptr.contiguous()
     if not is_bitmask(index):
         return Selection(index.contiguous(), rowptr)
-    out = torch.empty(int(rowptr[-1]), dtype=torch.int32)
-    libraries(families.lists(), "expand_bits")(index.contiguous(), rowptr, out)
-    return Selection(out, rowptr)
+
+    def expand(bits: Tensor) -> Tensor:
+        words = torch.nn.functional.pad(bits, (0, -bits.shape[1] % _WORD)).view(torch.int32)
+        out = torch.empty(int(rowptr[-1]), dtype=torch.int32)
+        libraries(families.lists(), "expand_bits")(words, rowptr, out)
+        return out
+
+    # Operators that follow each other read the same few selections.
+    return Selection(libraries.recall(index, expand), rowptr)
 
 
 def packed_selection(libraries: Libraries, source: Activation) -> Selection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from math import prod
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ __all__ = ["Libraries", "is_dense"]
 
 Kernel = Callable[..., None]
 _POOLED_BYTES = 1 << 20
+_RECALLED = 3
 Value = TypeVar("Value")
 
 
@@ -94,6 +96,21 @@ class Libraries:
         if use not in kept:
             kept[use] = make(tensor)
         value: Value = kept[use]
+        return value
+
+    def recall(self, tensor: Tensor, make: Callable[[Tensor], Value]) -> Value:
+        """``make(tensor)``, from memory if it was among the last few that this thread asked for.
+
+        Like :meth:`remember`, for values too large to keep; one kind of value only.
+        """
+        recent: list[tuple[Any, Any]] = self._local.__dict__.setdefault("recent", [])
+        for known, kept in recent:
+            if known() is tensor:
+                value: Value = kept
+                return value
+        value = make(tensor)
+        recent.insert(0, (weakref.ref(tensor), value))
+        del recent[_RECALLED:]
         return value
 
     def scratch(self, use: str, shape: tuple[int, ...]) -> Tensor:

@@ -11,13 +11,7 @@ from dsgc.codegen import families
 from dsgc.codegen.cpu.activation import apply, apply_backward
 from dsgc.codegen.cpu.layout import Geometry, Selection, check_float32, selection
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.ops.layout import (
-    ceil_div,
-    is_bitmask,
-    mask_to_selection,
-    pool_output_size,
-    selection_to_mask,
-)
+from dsgc.ops.layout import is_bitmask, pool_output_size
 from dsgc.ops.spec import Activation
 
 __all__ = ["pool2d", "pool2d_backward"]
@@ -71,7 +65,7 @@ def pool2d(
     """``dsgc::pool2d``."""
     source = Activation(x, index, rowptr, scale, shift, act, size)
     chosen = _packed(libraries, source)
-    block, (channels, height, width) = x.shape[1], size
+    block, (_, height, width) = x.shape[1], size
     values = apply(libraries, x.contiguous(), chosen.ids, source)
     window = _window(size, kernel, stride, padding, ceil_mode)
     where = window.table(), window.source_area
@@ -95,9 +89,9 @@ def pool2d(
         *where,
     )
     if index is not None and is_bitmask(index):
-        blocks = ceil_div(channels, block)
-        mask = selection_to_mask(out_index, out_rowptr, blocks, *window.target)
-        out_index, _ = mask_to_selection(mask, True)
+        bits = torch.empty((counts.shape[0], index.shape[1]), dtype=torch.uint8)
+        libraries(families.lists(), "set_bits")(out_index, out_rowptr, bits)
+        out_index = bits
     return out, out_index, out_rowptr, argmax if mode == "max" else argmax.new_empty(0)
 
 

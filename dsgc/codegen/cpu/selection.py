@@ -161,11 +161,16 @@ def select_winners(
     check_float32(scores)
     positions, blocks = scores.shape
     capacity = next((most for most in RANKED_BLOCKS if blocks <= most), None)
-    if tuple(tile) != (1, 1) or bits or capacity is None or not 1 <= winners <= blocks:
+    if tuple(tile) != (1, 1) or capacity is None or not 1 <= winners <= blocks:
         return reference.select_winners(scores, winners, out_size, tile, bits)
+    rowptr = torch.arange(0, (positions + 1) * winners, winners, dtype=torch.int32)
+    if bits:
+        mask = torch.empty((positions, ceil_div(blocks, 8)), dtype=torch.uint8)
+        rank = libraries(families.lists(), f"rank_bits_{capacity}")
+        rank(scores.contiguous(), mask, winners)
+        return mask, rowptr
     index = torch.empty((positions, winners), dtype=torch.int32)
     libraries(families.lists(), f"rank_winners_{capacity}")(scores.contiguous(), index)
-    rowptr = torch.arange(0, (positions + 1) * winners, winners, dtype=torch.int32)
     return index.view(-1), rowptr
 
 

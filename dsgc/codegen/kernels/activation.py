@@ -249,3 +249,53 @@ def unpack(b: int) -> Any:
                         x[p, c * b + u] = T.Select(z[u] < high, high, z[u])
 
     return kernel
+
+
+def unpack_groups(b: int) -> Any:
+    """:func:`unpack` into groups of channels, ``x[group, row, width]``, for kernels that go through
+    many rows of one group at a time.
+    """
+    name = f"unpack_groups_{b}"
+
+    @T.prim_func(s_tir=True)
+    def kernel(
+        v_h: T.handle,
+        index_h: T.handle,
+        rowptr_h: T.handle,
+        scale_h: T.handle,
+        shift_h: T.handle,
+        x_h: T.handle,
+        low: T.float32,
+        high: T.float32,
+    ):
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        slots = T.int64()
+        rows = T.int64()
+        blocks = T.int64()
+        groups = T.int64()
+        places = T.int64()
+        width = T.int64()
+        v = T.match_buffer(v_h, (slots, b), "float32", align=4)
+        index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
+        scale = T.match_buffer(scale_h, (blocks, b), "float32", align=4)
+        shift = T.match_buffer(shift_h, (blocks, b), "float32", align=4)
+        x = T.match_buffer(x_h, (groups, places, width), "float32", align=4)
+        for p in T.parallel(places):
+            for g in T.serial(groups):
+                for c in T.serial(width):
+                    x[g, p, c] = T.float32(0)
+            if p < rows - 1:
+                first: T.let = T.cast(rowptr[p], "int64")
+                for j in T.serial(T.cast(rowptr[p + 1], "int64") - first):
+                    c: T.let = T.cast(index[first + j], "int64")
+                    z = T.alloc_buffer((b,), "float32")
+                    for u in T.vectorized(b):
+                        z[u] = (
+                            T.Select(v[first + j, u] < low, low, v[first + j, u]) * scale[c, u]
+                            + shift[c, u]
+                        )
+                    for u in T.vectorized(b):
+                        x[c * b // width, p, c * b % width + u] = T.Select(z[u] < high, high, z[u])
+
+    return kernel

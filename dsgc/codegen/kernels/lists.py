@@ -82,7 +82,7 @@ def fill_lists() -> Any:
 
 
 def expand_bits() -> Any:
-    """Channel lists out of a bitmask: bit ``j`` of byte ``i`` of a position stands for channel ``8
+    """Channel lists out of a bitmask: bit ``j`` of word ``i`` of a position stands for channel ``32
     * i + j``.
     """
 
@@ -93,17 +93,47 @@ def expand_bits() -> Any:
         width = T.int64()
         rows = T.int64()
         slots = T.int64()
-        bits = T.match_buffer(bits_h, (positions, width), "uint8", align=1)
+        bits = T.match_buffer(bits_h, (positions, width), "int32", align=1)
         rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
         index = T.match_buffer(index_h, (slots,), "int32", align=4)
         for p in T.parallel(positions):
             place = T.alloc_scalar("int64")
+            rest = T.alloc_scalar("int32")
             place = T.cast(rowptr[p], "int64")
             for i in T.serial(width):
-                byte: T.let = T.cast(bits[p, i], "int32")
-                for j in T.serial(8):
-                    if (byte >> j) & 1 == 1:
-                        index[place] = T.cast(i * 8 + j, "int32")
-                        place = place + 1
+                rest = bits[p, i]
+                while rest != 0:
+                    lowest: T.let = T.call_llvm_pure_intrin(
+                        "int32", "llvm.cttz.i32", rest, T.bool(True)
+                    )
+                    index[place] = T.cast(i * 32, "int32") + lowest
+                    place = place + 1
+                    rest = rest & (rest - 1)
 
     return expand_bits
+
+
+def set_bits() -> Any:
+    """The inverse of :func:`expand_bits`."""
+
+    @T.prim_func(s_tir=True)
+    def set_bits(index_h: T.handle, rowptr_h: T.handle, bits_h: T.handle):
+        T.func_attr({"global_symbol": "set_bits", "tirx.noalias": True})
+        positions = T.int64()
+        width = T.int64()
+        rows = T.int64()
+        slots = T.int64()
+        index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
+        bits = T.match_buffer(bits_h, (positions, width), "uint8", align=1)
+        for p in T.parallel(positions):
+            for i in T.serial(width):
+                bits[p, i] = T.uint8(0)
+            first: T.let = T.cast(rowptr[p], "int64")
+            for j in T.serial(T.cast(rowptr[p + 1], "int64") - first):
+                c: T.let = T.cast(index[first + j], "int64")
+                bits[p, c // 8] = bits[p, c // 8] | T.cast(
+                    T.int32(1) << T.cast(c % 8, "int32"), "uint8"
+                )
+
+    return set_bits

@@ -56,3 +56,92 @@ def rank_winners(capacity: int) -> Any:
                 index[p, i] = chosen[i]
 
     return kernel
+
+
+def rank_bits(capacity: int) -> Any:
+    """:func:`rank_winners` as a bitmask: bit ``j`` of byte ``i`` stands for score ``8 * i + j``.
+
+    Meant for many scores a row (single neurons): it finds the lowest winning score bit by bit, on
+    integers in the order of the scores, which costs 48 counts and no comparison of all with all.
+    """
+
+    @T.prim_func(s_tir=True)
+    def kernel(scores_h: T.handle, bits_h: T.handle, winners: T.int32):
+        T.func_attr({"global_symbol": f"rank_bits_{capacity}", "tirx.noalias": True})
+        positions = T.int64()
+        blocks = T.int64()
+        width = T.int64()
+        scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
+        bits = T.match_buffer(bits_h, (positions, width), "uint8", align=1)
+        for p in T.parallel(positions):
+            key = T.alloc_buffer((capacity,), "uint32")
+            won = T.alloc_buffer((capacity,), "int32")
+            level = T.alloc_scalar("uint32")
+            reached = T.alloc_scalar("int32")
+            surplus = T.alloc_scalar("int32")
+            number = T.alloc_buffer((VECTOR,), "int32")
+            groups: T.let = (blocks + (VECTOR - 1)) // VECTOR
+            score = T.alloc_buffer((capacity,), "float32")
+            for n in T.serial(blocks):
+                score[n] = scores[p, n]
+            for group in T.serial(groups):
+                for v in T.vectorized(VECTOR):
+                    # A negative zero is as good as a positive one.
+                    score[group * VECTOR + v] = T.Select(
+                        T.isnan(score[group * VECTOR + v]),
+                        T.float32(float("inf")),
+                        score[group * VECTOR + v] + T.float32(0),
+                    )
+                for v in T.vectorized(VECTOR):
+                    number[v] = T.reinterpret("int32", score[group * VECTOR + v])
+                for v in T.vectorized(VECTOR):
+                    number[v] = number[v] ^ ((number[v] >> 31) | T.int32(-2147483648))
+                for v in T.vectorized(VECTOR):
+                    key[group * VECTOR + v] = T.reinterpret("uint32", number[v])
+            for i in T.serial(groups * VECTOR - blocks):
+                key[blocks + i] = T.uint32(0)  # below every score
+            level = T.uint32(0)
+            for step in T.serial(16):
+                # The three ways to set the next two bits are tried together: a count has to wait
+                # for the one before.
+                unit: T.let = T.uint32(1) << T.cast(30 - 2 * step, "uint32")
+                counts = T.alloc_buffer((3, VECTOR), "int32")
+                for i in T.unroll(3):
+                    for v in T.vectorized(VECTOR):
+                        counts[i, v] = 0
+                for group in T.serial(groups):
+                    for i in T.unroll(3):
+                        for v in T.vectorized(VECTOR):
+                            counts[i, v] = counts[i, v] + T.cast(
+                                key[group * VECTOR + v] >= level + T.cast(i + 1, "uint32") * unit,
+                                "int32",
+                            )
+                reached = 0
+                for i in T.unroll(3):
+                    for v in T.vectorized(VECTOR // 2):
+                        counts[i, v] = counts[i, v] + counts[i, VECTOR // 2 + v]
+                    for v in T.vectorized(VECTOR // 4):
+                        counts[i, v] = counts[i, v] + counts[i, VECTOR // 4 + v]
+                    count: T.let = (counts[i, 0] + counts[i, 1]) + (counts[i, 2] + counts[i, 3])
+                    reached = reached + T.cast(count >= winners, "int32")
+                level = level + T.cast(reached, "uint32") * unit
+            surplus = -winners
+            for group in T.serial(groups):
+                for v in T.vectorized(VECTOR):
+                    won[group * VECTOR + v] = T.cast(key[group * VECTOR + v] >= level, "int32")
+                for v in T.unroll(VECTOR):
+                    surplus = surplus + won[group * VECTOR + v]
+            if surplus > 0:  # ties: the last of them lose
+                for i in T.serial(blocks):
+                    n: T.let = blocks - 1 - i
+                    if (key[n] == level) & (surplus > 0):
+                        won[n] = 0
+                        surplus = surplus - 1
+            for i in T.serial(width):
+                byte = T.alloc_scalar("int32")
+                byte = 0
+                for j in T.unroll(8):
+                    byte = byte | (won[i * 8 + j] << j)
+                bits[p, i] = T.cast(byte, "uint8")
+
+    return kernel
