@@ -67,7 +67,7 @@ def blocked(b: int) -> Family:
     """What works on one packed tensor of blocks of ``b``."""
 
     def functions(target: CpuTarget) -> list[Any]:
-        from dsgc.codegen.kernels import activation, pooling, scores, search
+        from dsgc.codegen.kernels import activation, scores, search
 
         block_scores = scores.byte_scores if target.byte_dots else scores.float_scores
         return [
@@ -78,13 +78,24 @@ def blocked(b: int) -> Family:
             activation.pack(b),
             activation.unpack(b),
             activation.unpack_groups(b),
-            *(pooling.pool(b, mode) for mode in ("max", "avg")),
-            *(pooling.pool_backward(b, mode) for mode in ("max", "avg")),
+            *_pooling(b),
             search.project(b),
             block_scores(b, target.score_members, target.score_columns),
         ]
 
     return Family(f"blocked_{b}", functions)
+
+
+def _pooling(b: int) -> list[Any]:
+    from dsgc.codegen.kernels import neuron_pooling, pooling
+
+    modes = ("max", "avg")
+    if b == 1:
+        forward = [neuron_pooling.pool_neurons(mode) for mode in modes]
+        backward = [neuron_pooling.pool_neurons_backward(mode) for mode in modes]
+        return [neuron_pooling.count_neurons(), *forward, *backward]
+    forward = [pooling.pool(b, mode) for mode in modes]
+    return [*forward, *(pooling.pool_backward(b, mode) for mode in modes)]
 
 
 def dense_search() -> Family:

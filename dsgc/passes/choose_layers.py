@@ -36,6 +36,7 @@ _PACKED_WORK = 1.7  # one of a packed kernel, which sorts pairs of blocks first
 _TOUCH = 180.0  # multiply-adds that moving one stored value through memory costs
 _RELAYOUT = 30.0  # multiply-adds that laying out one weight costs, at every call
 _FIXED = 1.5e8  # multiply-adds that calling the kernels of one layer costs
+_NEURON_WORK = 2.2  # one for a single neuron, whatever the input leaves out
 _ROW_WORK = 0.55  # one of a linear layer of few rows, which reads weights as they are
 _ROW_CALLS = 0.5  # of _FIXED, as dense products of few rows are slower than convolutions
 _STREAM = 25.0  # multiply-adds for which a dense product of few rows waits, for each weight
@@ -144,7 +145,7 @@ def _decide(
     if _reads_stored_weights(chosen, geometry, rows):
         loss = _row_loss(geometry, cost, density, 1.0 - settings.sparsity, rows)
     else:
-        loss = _loss(geometry, cost, density, 1.0 - settings.sparsity, rows)
+        loss = _loss(geometry, cost, density, 1.0 - settings.sparsity, rows, settings.block)
     if loss:
         return replace(dense, reason=loss, too_dear=True)
     return replace(chosen, sparse=True, reason="it pays")
@@ -159,7 +160,9 @@ def _refusal(layer: LayerDecision, geometry: Geometry, block: int, final: bool) 
     return "it is the final classifier" if final else ""
 
 
-def _loss(geometry: Geometry, search: float, read: float, made: float, rows: int) -> str:
+def _loss(
+    geometry: Geometry, search: float, read: float, made: float, rows: int, block: int
+) -> str:
     """Why a layer would be no faster sparse; empty if it pays.
 
     `search` is its part of the dense multiply-adds, `read` and `made` are the densities of input
@@ -169,6 +172,8 @@ def _loss(geometry: Geometry, search: float, read: float, made: float, rows: int
     touch = _touch(geometry, read, made)
     # A packed kernel of which too little is left out reads a dense map instead.
     work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK * 1.1))
+    if block == 1:
+        work = made * _NEURON_WORK
     weights = _RELAYOUT / max(1, rows) + _calls(geometry, rows)
     parts: tuple[float, ...] = (_SEARCH * search, work, touch, weights)
     if geometry.window == inputs and geometry.map_size is None and rows < _STREAM_ROWS:
@@ -192,7 +197,6 @@ def _reads_stored_weights(layer: LayerDecision, geometry: Geometry, rows: int) -
         and geometry.window % ROW_LANES == 0
         and layer.settings is not None
         and geometry.out_channels % layer.settings.block == 0
-        and layer.settings.block >= ROW_LANES // 2
     )
 
 

@@ -51,8 +51,8 @@ def cases() -> st.SearchStrategy[Case]:
         channels=st.integers(1, 12).map(lambda n: 16 * n),
         area=st.sampled_from([(1, 1), (2, 2), (1, 3)]),
         blocks=st.integers(1, 6),
-        bi=st.sampled_from([0, 8, 16, 32]),
-        bo=st.sampled_from([8, 16, 32]),
+        bi=st.sampled_from([0, 1, 8, 16, 32]),
+        bo=st.sampled_from([1, 8, 16, 32]),
         density=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
         act=st.sampled_from(["identity", "relu", "affine_relu", "relu_affine"]),
         seed=st.integers(0, 1000),
@@ -95,7 +95,7 @@ def test_agreement(case: Case) -> None:
         (0, 32, 64, 16, False),
         (4, 24, 64, 16, False),
         (4, 32, 72, 16, False),
-        (4, 32, 64, 1, False),
+        (4, 32, 64, 1, True),
     ],
 )
 def test_others_take_blocked_weights(

@@ -29,7 +29,6 @@ def is_few_rows(weight: Tensor, target: Selection, block: int, geometry: Geometr
         and weight.shape[0] % block == 0
         and weight[0].numel() % ROW_LANES == 0
         and weight.is_contiguous()
-        and block >= ROW_LANES // 2
     )
 
 

@@ -46,6 +46,11 @@ def _weights(window: Geometry, padding: Sequence[int], include_pad: bool) -> Ten
     return 1.0 / torch.outer(*counts).view(-1).to(torch.float32)
 
 
+def _flat(block: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Packed tensors as kernels take them: those of single neurons have no lanes."""
+    return tuple(tensor.view(-1) for tensor in tensors) if block == 1 else tensors
+
+
 def pool2d(
     libraries: Libraries,
     x: Tensor,
@@ -72,20 +77,24 @@ def pool2d(
     batch = chosen.positions // (height * width)
     out_rowptr = torch.zeros(batch * window.target_area + 1, dtype=torch.int32)
     counts = torch.empty(out_rowptr.shape[0] - 1, dtype=torch.int32)
-    libraries(families.lists(), "count_union")(*chosen, counts, *where)
+    channels = (size[0],) if block == 1 else ()  # what kernels of single neurons need to know
+    if block == 1:
+        libraries(families.blocked(1), "count_neurons")(*chosen, counts, *channels, *where)
+    else:
+        libraries(families.lists(), "count_union")(*chosen, counts, *where)
     torch.cumsum(counts, 0, dtype=torch.int32, out=out_rowptr[1:])
     slots = int(out_rowptr[-1])
     out_index = torch.empty(slots, dtype=torch.int32)
     out = libraries.empty(slots, block)
     argmax = torch.empty((slots if mode == "max" else 0, block), dtype=torch.uint8)
     libraries(families.blocked(block), f"{mode}_pool_{block}")(
-        values,
+        *_flat(block, values),
         *chosen,
         out_index,
         out_rowptr,
-        out,
-        argmax,
+        *_flat(block, out, argmax),
         _weights(window, padding, count_include_pad),
+        *channels,
         *where,
     )
     if index is not None and is_bitmask(index):
@@ -123,12 +132,12 @@ def pool2d_backward(
     window = _window(size, kernel, stride, padding, ceil_mode)
     dx = libraries.empty(chosen.ids.shape[0], block)
     libraries(families.blocked(block), f"{mode}_pool_backward_{block}")(
-        grad.contiguous(),
+        *_flat(block, grad.contiguous()),
         *chosen,
         *target,
-        argmax.view(-1, block),
-        dx,
+        *_flat(block, argmax.view(-1, block), dx),
         _weights(window, padding, count_include_pad),
+        *((size[0],) if block == 1 else ()),
         window.transposed().table(),
     )
     return apply_backward(libraries, dx, x.contiguous(), chosen.ids, source, own=True)
