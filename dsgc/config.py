@@ -19,7 +19,7 @@ Pattern = str | re.Pattern[str]
 BLOCKS = (1, 8, 16, 32)
 SCOPES = ("position", "sample", "batch")
 SELECTORS = ("drs", "oracle", "random")
-PROJECTIONS = ("auto", "pixel", "window")
+PROJECTIONS = ("pixel", "window")
 BN_STATS = ("active", "all")
 SCHEDULES = ("constant", "linear", "cubic")
 
@@ -222,7 +222,8 @@ class SparsityConfig:
         scope: whose best blocks are taken: of each "position", of a whole "sample", or of the
             "batch" (the threshold of sample 0 for all: the published rule).
         selector: "drs" (random projection), "oracle" (true outputs) or "random".
-        projection: "pixel" or "window" projection of drs; "auto": window where block is 1.
+        projection: "pixel" or, as published, "window": what drs projects. A projected pixel serves
+            every window that holds it; projecting windows costs more than the dense layer.
         epsilon: accuracy of drs, sets its reduced dimension.
         reduced_dimension: overrides the reduced dimension that follows from epsilon.
         refresh: training steps between two projections of the weights.
@@ -242,7 +243,7 @@ class SparsityConfig:
     block: Block = "auto"
     scope: str = "position"
     selector: str = "drs"
-    projection: str = "auto"
+    projection: str = "pixel"
     epsilon: float = 0.5
     reduced_dimension: int | None = None
     refresh: int = 50
@@ -300,10 +301,7 @@ class SparsityConfig:
         block = values["block"]
         if block == "auto":
             block = _WIDE_BLOCK if out_channels >= _WIDE_CHANNELS else _NARROW_BLOCK
-        projection = values["projection"]
-        if projection == "auto":
-            projection = "window" if block == 1 else "pixel"
-        values.update(block=block, projection=projection)
+        values.update(block=block)
         return LayerSettings(name=name, tile=tile, seed=self.seed, **values)
 
     def schedule_factor(self, step: int) -> float:

@@ -20,7 +20,7 @@ RULES = {"re:.*conv.*": 0.6}
 BATCH = torch.randn(12, 5, 8, 8, generator=torch.Generator().manual_seed(6))
 
 
-@pytest.mark.parametrize("block", [8, 16])
+@pytest.mark.parametrize("block", [1, 8, 16])
 def test_training_step_agrees(block: int) -> None:
     sparse = sparse_net("tvm", block=block).train()
     unsettle(sparse)
@@ -32,7 +32,7 @@ def test_training_step_agrees(block: int) -> None:
 
 
 def test_neuron_wise_as_published() -> None:
-    sparse = sparse_net("tvm", block=1, scope="batch", bn_stats="all")
+    sparse = sparse_net("tvm", block=1, scope="batch", projection="window", bn_stats="all")
     unsettle(sparse)
     sparse(BATCH)
     assert_graphs_agree(sparse, BATCH, tolerance=1e-4)

@@ -80,7 +80,6 @@ def test_config_is_frozen_and_survives_pickling() -> None:
 def test_block_follows_width(channels: int, block: Any, expected: int) -> None:
     settings = dsgc.SparsityConfig(block=block).settings_for("conv", channels)
     assert settings.block == expected
-    assert settings.projection == ("window" if expected == 1 else "pixel")
 
 
 def test_first_matching_rule_wins() -> None:

@@ -48,8 +48,7 @@ __all__ = ["conv2d_backward"]
 
 _PARTIAL_BYTES = 1 << 24  # of partial sums of a weight gradient
 _LIST_POSITIONS = 1024  # target positions of a list of the dense data gradient, at least a sample's
-# Part of a packed input's neurons above which it pays to get the gradient of all of them.
-_MOST_NEURONS = 0.4
+_DENSER = 1.5
 _INFINITY = float("inf")
 
 
@@ -160,7 +159,7 @@ def _data_gradient(
     backward = geometry.transposed()
     chosen = selection(libraries, source.index, source.rowptr)
     bi, slots = source.x.shape[1], chosen.ids.shape[0]
-    if bi == 1 and grad.shape[1] == 1 and slots > _MOST_NEURONS * chosen.positions * inputs:
+    if bi == 1 and grad.shape[1] == 1 and _is_denser(chosen, inputs, target, weight.shape[0]):
         rows = neuron_data_gradient(libraries, grad, chosen.positions, weight, target, backward)
         return _selected_gradient(libraries, rows, source)
     if bi == 1:
@@ -172,6 +171,15 @@ def _data_gradient(
         lists = by_block(libraries, chosen, ceil_div(inputs, bi), backward.target_area)
         dx = packed_convolution(libraries, grad, target, swapped, None, lists, slots, backward, bi)
     return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
+
+
+def _is_denser(source: Selection, inputs: int, target: Selection, outputs: int) -> bool:
+    """Whether so many of the source's neurons are present that it costs less to get the gradient of
+    all of them from the target's few than of each from all of the target's.
+    """
+    read = source.ids.shape[0] / max(1, source.positions * inputs)
+    made = target.ids.shape[0] / max(1, target.positions * outputs)
+    return read > _DENSER * made
 
 
 def _dense_data_gradient(

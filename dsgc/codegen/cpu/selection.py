@@ -62,7 +62,7 @@ def drs_scores(
         )
     target = conv_output_size(size, kernel, stride, padding, dilation)
     batch = x.shape[0] if rowptr is None else (rowptr.shape[0] - 1) // (size[1] * size[2])
-    scores = torch.empty((batch * target[0] * target[1], ceil_div(out_channels, block)))
+    scores = libraries.empty(batch * target[0] * target[1], ceil_div(out_channels, block))
     if scores.numel() == 0:
         return scores
     depth = ceil_div(projection.shape[1], _FOUR) * _FOUR
