@@ -12,7 +12,7 @@ from dsgc.codegen.cache import KernelCache, content_key
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import CpuTarget, host_target
 
-__all__ = ["build_library", "compile_family", "write_object"]
+__all__ = ["build_library", "compile_family", "kernels_key", "write_object"]
 
 
 def compile_family(family: Family, target: CpuTarget) -> Any:
@@ -44,11 +44,16 @@ def build_library(family: Family, cache: KernelCache, target: CpuTarget | None =
     Raises:
         KernelError: if it cannot be compiled or written.
     """
-    cpu = _host_identity() if target is None else repr(target)
-    key = content_key(family.name, _sources(), _versions(), cpu)
+    key = kernels_key(family.name, target)
     return cache.get(
         key, lambda path: compile_family(family, target or host_target()).export_library(str(path))
     )
+
+
+def kernels_key(name: str, target: CpuTarget | None = None) -> str:
+    """``name`` with a hash of all that generated code depends on; ``target`` None is this CPU."""
+    cpu = _host_identity() if target is None else repr(target)
+    return content_key(name, _sources(), _versions(), cpu)
 
 
 @functools.cache

@@ -13,7 +13,6 @@ from dsgc.codegen.cpu.activation import (
 )
 from dsgc.codegen.cpu.layout import (
     Geometry,
-    Lists,
     Selection,
     blocks_of,
     by_block,
@@ -24,6 +23,7 @@ from dsgc.codegen.cpu.layout import (
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.cpu.linear import is_few_rows, row_products
 from dsgc.codegen.cpu.neuron import neuron_convolution
+from dsgc.codegen.cpu.schedules import Layer, Schedule, each_schedule
 from dsgc.codegen.cpu.weights import blocked_weight, padded_inputs
 from dsgc.codegen.tiles import DENSE_BLOCK
 from dsgc.ops.layout import ceil_div, conv_output_size
@@ -59,30 +59,31 @@ def dense_tile(width: int) -> int:
 
 def packed_convolution(
     libraries: Libraries,
+    work: str,
     x: Tensor,
-    chosen: Selection,
     weight: Tensor,
     bias: Tensor | None,
-    lists: Lists,
-    slots: int,
-    geometry: Geometry,
-    block: int,
+    layer: Layer,
 ) -> Tensor:
-    """Packed ``x`` through ``weight`` [K, C, R, S] into the slots of ``lists``: [slots, block]."""
-    bi = x.shape[1]
-    blocked = blocked_weight(libraries, weight, bi, block)
-    out = libraries.empty(slots, block)
-    libraries(families.convolution(bi, block), f"packed_convolution_{bi}_{block}")(
-        x,
-        *chosen,
-        blocked,
-        blocks_of(bias, weight.shape[0], block),
-        *lists,
-        out,
-        geometry.table(),
-        geometry.source_area,
-    )
-    return out
+    """Packed ``x`` through ``weight`` [K, C, R, S] into the slots of the layer's target: [slots,
+    bo].
+
+    ``work`` names what it is for.
+    """
+    bi, bo, target = layer.bi, layer.bo, layer.target
+    blocked = blocked_weight(libraries, weight, bi, bo)
+    first = blocks_of(bias, layer.outputs, bo)
+    kernel = libraries(families.convolution(bi, bo), f"packed_convolution_{bi}_{bo}")
+    blocks, area = ceil_div(layer.outputs, bo), layer.geometry.target_area
+
+    def run(schedule: Schedule) -> Tensor:
+        lists = by_block(libraries, target, blocks, area, length=schedule.length)
+        out = libraries.empty(target.ids.shape[0], bo)
+        where = layer.geometry.table(), layer.geometry.source_area
+        kernel(x, *layer.source, blocked, first, *lists, out, *where, schedule.chunk)
+        return out
+
+    return libraries.tuner.run(layer.key(work), each_schedule(run))
 
 
 def forward_geometry(
@@ -120,39 +121,35 @@ def conv2d(
     check_float32(weight)
     source = Activation(x, index, rowptr, scale, shift, act, size)
     geometry = forward_geometry(source, weight, stride, padding, dilation)
-    outputs = weight.shape[0]
+    outputs, inputs = weight.shape[:2]
     target = selection(libraries, y_index, y_rowptr)
-    slots = target.ids.shape[0]
     if is_few_rows(weight, target, block, geometry):
         return row_products(libraries, source, weight, bias, target, block)
     if block == 1:
         return neuron_convolution(libraries, source, weight, bias, target, geometry)
-    blocks = ceil_div(outputs, block)
+
     if nearly_dense(source):
-        rows = padded_source(libraries, source)
-        tile = dense_tile(rows.shape[1])
-        lists = by_block(libraries, target, blocks, geometry.target_area, tile)
-        return _dense_convolution(libraries, rows, weight, bias, lists, slots, geometry, block)
-    lists = by_block(libraries, target, blocks, geometry.target_area)
+        return _dense_convolution(libraries, source, weight, bias, target, geometry, block)
     chosen = packed_selection(libraries, source)
     values = apply(libraries, x.contiguous(), chosen.ids, source)
-    return packed_convolution(
-        libraries, values, chosen, weight, bias, lists, slots, geometry, block
-    )
+    layer = Layer(geometry, inputs, outputs, x.shape[1], block, chosen, target)
+    return packed_convolution(libraries, "forward", values, weight, bias, layer)
 
 
 def _dense_convolution(
     libraries: Libraries,
-    rows: Tensor,
+    source: Activation,
     weight: Tensor,
     bias: Tensor | None,
-    lists: Lists,
-    slots: int,
+    target: Selection,
     geometry: Geometry,
     block: int,
 ) -> Tensor:
+    rows = padded_source(libraries, source)
+    blocks = ceil_div(weight.shape[0], block)
+    lists = by_block(libraries, target, blocks, geometry.target_area, dense_tile(rows.shape[1]))
     padded = padded_inputs(weight, rows.shape[1])
-    out = libraries.empty(slots, block)
+    out = libraries.empty(target.ids.shape[0], block)
     libraries(families.dense(block), f"dense_convolution_{block}")(
         rows,
         blocked_weight(libraries, padded, DENSE_BLOCK, block).flatten(2, 3),

@@ -39,6 +39,7 @@ from dsgc.codegen.cpu.neuron import (
     neuron_data_gradient,
     neuron_weight_gradient,
 )
+from dsgc.codegen.cpu.schedules import Layer, Schedule, each_schedule
 from dsgc.codegen.cpu.weights import blocked_weight, plain_weight
 from dsgc.codegen.tiles import DENSE_BLOCK, GROUP
 from dsgc.ops.layout import ceil_div
@@ -101,34 +102,57 @@ def _weight_gradient(
     geometry: Geometry,
 ) -> Tensor:
     block, (outputs, inputs) = grad.shape[1], weight.shape[:2]
-    blocks, taps = ceil_div(outputs, block), weight[0, 0].numel()
-    where = geometry.table(), geometry.source_area
     if is_few_rows(weight, target, block, geometry):
         return row_weight_gradient(libraries, grad, source, weight, target)
     if block == 1:
         return neuron_weight_gradient(libraries, grad, source, weight, target, geometry)
     if nearly_dense(source):
-        rows = padded_source(libraries, source)
-        tile = dense_tile(rows.shape[1])
-        lists = by_block(libraries, target, blocks, geometry.target_area, tile)
-        shape = (blocks, taps, rows.shape[1], block)
-        partials = max(
-            1, min(_PARTIAL_BYTES // (4 * prod(shape)), ceil_div(target.positions, tile))
-        )
-        out = libraries.scratch("partial", (partials, *shape))
-        libraries(families.dense(block), f"dense_weight_gradient_{block}")(
-            rows, grad, *lists, out, max(1, min(blocks, 16 // partials)), *where
-        )
-        total = out[0] if partials == 1 else out.sum(0)
-        return plain_weight(libraries, total.view(blocks, taps, -1, DENSE_BLOCK, block), weight)
-    lists = by_block(libraries, target, blocks, geometry.target_area)
+        return _dense_weight_gradient(libraries, grad, source, weight, target, geometry)
     chosen = packed_selection(libraries, source)
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
-    bi = values.shape[1]
-    out = libraries.scratch("partial", (blocks, taps, ceil_div(inputs, bi), bi, block))
-    libraries(families.convolution(bi, block), f"packed_weight_gradient_{bi}_{block}")(
-        values, *chosen, grad, *lists, out, *where
+    layer = Layer(geometry, inputs, outputs, source.x.shape[1], block, chosen, target)
+    return _packed_weight_gradient(libraries, grad, values, weight, layer)
+
+
+def _dense_weight_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    weight: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> Tensor:
+    block, taps = grad.shape[1], weight[0, 0].numel()
+    blocks = ceil_div(weight.shape[0], block)
+    rows = padded_source(libraries, source)
+    tile = dense_tile(rows.shape[1])
+    lists = by_block(libraries, target, blocks, geometry.target_area, tile)
+    shape = (blocks, taps, rows.shape[1], block)
+    partials = max(1, min(_PARTIAL_BYTES // (4 * prod(shape)), ceil_div(target.positions, tile)))
+    out = libraries.scratch("partial", (partials, *shape))
+    splits = max(1, min(blocks, 16 // partials))
+    libraries(families.dense(block), f"dense_weight_gradient_{block}")(
+        rows, grad, *lists, out, splits, geometry.table(), geometry.source_area
     )
+    total = out[0] if partials == 1 else out.sum(0)
+    return plain_weight(libraries, total.view(blocks, taps, -1, DENSE_BLOCK, block), weight)
+
+
+def _packed_weight_gradient(
+    libraries: Libraries, grad: Tensor, values: Tensor, weight: Tensor, layer: Layer
+) -> Tensor:
+    bi, bo, geometry = layer.bi, layer.bo, layer.geometry
+    blocks, taps = ceil_div(layer.outputs, bo), weight[0, 0].numel()
+    out = libraries.scratch("partial", (blocks, taps, ceil_div(layer.inputs, bi), bi, bo))
+    kernel = libraries(families.convolution(bi, bo), f"packed_weight_gradient_{bi}_{bo}")
+    where = geometry.table(), geometry.source_area
+
+    def run(schedule: Schedule) -> None:
+        area, length = geometry.target_area, schedule.length
+        lists = by_block(libraries, layer.target, blocks, area, length=length)
+        kernel(values, *layer.source, grad, *lists, out, *where, schedule.chunk)
+
+    libraries.tuner.run(layer.key("weight gradient"), each_schedule(run))
     return plain_weight(libraries, out, weight)
 
 
@@ -152,13 +176,9 @@ def _data_gradient(
     if source.index is None or source.rowptr is None:
         dense = _dense_data_gradient(libraries, grad, source, swapped, target, geometry)
         return _activated_gradient(libraries, dense, source)
-    if nearly_dense(source) and grad.shape[1] > 1:
-        batch = target.positions // geometry.target_area
-        rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
-        return _selected_gradient(libraries, rows, source)
     backward = geometry.transposed()
     chosen = selection(libraries, source.index, source.rowptr)
-    bi, slots = source.x.shape[1], chosen.ids.shape[0]
+    bi = source.x.shape[1]
     if bi == 1 and grad.shape[1] == 1 and _is_denser(chosen, inputs, target, weight.shape[0]):
         rows = neuron_data_gradient(libraries, grad, chosen.positions, weight, target, backward)
         return _selected_gradient(libraries, rows, source)
@@ -167,9 +187,13 @@ def _data_gradient(
             grad, target.ids, target.rowptr, None, None, "identity", (weight.shape[0], 1, 1)
         )
         dx = neuron_convolution(libraries, upstream, swapped, None, chosen, backward)
-    else:
-        lists = by_block(libraries, chosen, ceil_div(inputs, bi), backward.target_area)
-        dx = packed_convolution(libraries, grad, target, swapped, None, lists, slots, backward, bi)
+        return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
+    if nearly_dense(source) and grad.shape[1] > 1:
+        batch = target.positions // geometry.target_area
+        rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
+        return _selected_gradient(libraries, rows, source)
+    layer = Layer(backward, weight.shape[0], inputs, grad.shape[1], bi, target, chosen)
+    dx = packed_convolution(libraries, "data gradient", grad, swapped, None, layer)
     return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
 
 

@@ -17,6 +17,7 @@ from dsgc.ops.layout import ceil_div, is_bitmask
 from dsgc.ops.spec import Activation
 
 __all__ = [
+    "LIST_LENGTH",
     "Geometry",
     "Lists",
     "Selection",
@@ -206,16 +207,21 @@ def every_block(positions: int, blocks: int) -> Selection:
 
 
 def by_block(
-    libraries: Libraries, chosen: Selection, blocks: int, area: int, tile: int | None = None
+    libraries: Libraries,
+    chosen: Selection,
+    blocks: int,
+    area: int,
+    tile: int | None = None,
+    length: int = LIST_LENGTH,
 ) -> Lists:
     """Lists of the slots of every block, for samples of ``area`` positions.
 
-    They are cut into tiles of positions, by default as many as fill the lists well.
+    They are cut into tiles of positions, by default as many as make lists of ``length`` slots.
     """
     index, rowptr = chosen
     slots, positions = index.shape[0], chosen.positions
     if tile is None:
-        tile = max(256, LIST_LENGTH * positions * blocks // max(slots, 1))
+        tile = max(256, length * positions * blocks // max(slots, 1))
     tiles = ceil_div(positions, tile)
     counts = torch.empty((tiles, blocks), dtype=torch.int32)
     libraries(families.lists(), "count_lists")(index, rowptr, counts, tile)

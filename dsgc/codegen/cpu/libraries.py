@@ -14,10 +14,11 @@ from torch.utils.dlpack import from_dlpack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import dsgc_runtime
-from dsgc.codegen.build import build_library
+from dsgc.codegen.build import build_library, kernels_key
 from dsgc.codegen.cache import KernelCache
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import CpuTarget
+from dsgc.codegen.tuner import Tuner
 from dsgc.errors import KernelError
 
 __all__ = ["Libraries", "is_dense"]
@@ -34,6 +35,9 @@ class Libraries:
     Args:
         cache: where compiled libraries are kept between processes.
         target: the CPU to compile for; None is this machine's.
+
+    Attributes:
+        tuner: chooses between schedules of the same work.
     """
 
     def __init__(self, cache: KernelCache, target: CpuTarget | None = None) -> None:
@@ -42,6 +46,7 @@ class Libraries:
         self._modules: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Kernel] = {}
         self._lock = threading.Lock()
+        self.tuner = Tuner(lambda: cache.directory / (kernels_key("schedules", target) + ".json"))
         self._pool: dsgc_runtime.MemoryPool | None = None
         self._local = threading.local()
         self._remembered: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

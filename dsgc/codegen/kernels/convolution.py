@@ -2,7 +2,7 @@
 
 The unit of work is a *pair*: an output slot and an input slot that a kernel tap brings together,
 ``bi x bo`` multiply-adds. All pairs of one (output block, tap, input block) use the same weights.
-So a task holds an output block and a few hundred positions that chose it, sorts the pairs of a tap
+So a task takes ``size`` positions that chose an output block at a time, sorts the pairs of a tap
 into one bucket an input block, and then runs through each bucket with that block's weights (or
 their gradient) in registers: a multiply-add reads nothing from memory but one broadcast value.
 
@@ -19,21 +19,20 @@ from tvm.script import tirx as T
 
 from dsgc.codegen.kernels.prefetch import fetch
 
-# Target slots whose pairs are sorted at a time. Fewer mean shorter buckets for each load of a block
-# of weights, more mean that rows have left the first-level cache when their turn comes.
-CHUNK = 256
 LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input slot below
 
 
 @T.macro
-def sort_pairs(x, index, rowptr, slot, sample, pixel, table, area, tap, begin, members, end, pair):  # type: ignore[no-untyped-def]  # a macro: its arguments are buffers and expressions
+def sort_pairs(
+    x, index, rowptr, slot, sample, pixel, table, area, tap, begin, members, end, pair, size
+):  # type: ignore[no-untyped-def]  # a macro: its arguments are buffers and expressions
     """Puts the pairs of ``members`` list entries with their neighbours at ``tap`` into ``pair``.
 
-    Bucket ``c`` is ``pair[c * CHUNK .. end[c]]``. The input rows are fetched into the cache
+    Bucket ``c`` is ``pair[c * size .. end[c]]``. The input rows are fetched into the cache
     while their pairs are written.
     """
     for c in T.serial(end.shape[0]):
-        end[c] = T.cast(c * CHUNK, "int32")
+        end[c] = T.cast(c * size, "int32")
     for i in T.serial(members):
         near: T.let = table[tap, T.cast(pixel[begin + i], "int64")]
         if near >= 0:
@@ -70,6 +69,7 @@ def packed_convolution(bi: int, bo: int, held: int) -> Any:
         y_h: T.handle,
         table_h: T.handle,
         area: T.int64,
+        size: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         source_slots = T.int64()
@@ -97,10 +97,10 @@ def packed_convolution(bi: int, bo: int, held: int) -> Any:
             first: T.let = T.cast(start[task], "int64")
             length: T.let = T.cast(start[task + 1], "int64") - first
             end = T.alloc_buffer((blocks_in,), "int32")
-            pair = T.alloc_buffer((blocks_in * CHUNK,), "int64")
-            for chunk in T.serial((length + (CHUNK - 1)) // CHUNK):
-                begin: T.let = first + chunk * CHUNK
-                members: T.let = T.min(first + length - begin, T.int64(CHUNK))
+            pair = T.alloc_buffer((blocks_in * size,), "int64")
+            for chunk in T.serial((length + (size - 1)) // size):
+                begin: T.let = first + chunk * size
+                members: T.let = T.min(first + length - begin, size)
                 for i in T.serial(members):
                     for v in T.vectorized(bo):
                         y[T.cast(slot[begin + i], "int64"), v] = bias[n, v]
@@ -119,6 +119,7 @@ def packed_convolution(bi: int, bo: int, held: int) -> Any:
                         members,
                         end,
                         pair,
+                        size,
                     )
                     for c in T.serial(blocks_in):
                         for part in T.serial(bi // rows):
@@ -130,9 +131,9 @@ def packed_convolution(bi: int, bo: int, held: int) -> Any:
                                 T.evaluate(
                                     fetch(T.address_of(w[n, tap, c, (part + 1) * rows + s, 0]))
                                 )
-                            for i in T.serial(T.cast(end[c], "int64") - c * CHUNK):
-                                source: T.let = pair[c * CHUNK + i] & T.int64(LOW_HALF)
-                                out: T.let = pair[c * CHUNK + i] >> T.int64(32)
+                            for i in T.serial(T.cast(end[c], "int64") - c * size):
+                                source: T.let = pair[c * size + i] & T.int64(LOW_HALF)
+                                out: T.let = pair[c * size + i] >> T.int64(32)
                                 acc = T.alloc_buffer((2, bo), "float32")
                                 for v in T.vectorized(bo):
                                     acc[0, v] = y[out, v]
@@ -172,6 +173,7 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
         dw_h: T.handle,
         table_h: T.handle,
         area: T.int64,
+        size: T.int64,
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         source_slots = T.int64()
@@ -197,7 +199,7 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
             n: T.let = task // taps
             tap: T.let = task % taps
             end = T.alloc_buffer((blocks_in,), "int32")
-            pair = T.alloc_buffer((blocks_in * CHUNK,), "int64")
+            pair = T.alloc_buffer((blocks_in * size,), "int64")
             for c in T.serial(blocks_in):
                 for s in T.serial(bi):
                     for v in T.vectorized(bo):
@@ -205,8 +207,8 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
             for tile in T.serial((starts - 1) // blocks_out):
                 first: T.let = T.cast(start[tile * blocks_out + n], "int64")
                 last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
-                for chunk in T.serial((last - first + (CHUNK - 1)) // CHUNK):
-                    begin: T.let = first + chunk * CHUNK
+                for chunk in T.serial((last - first + (size - 1)) // size):
+                    begin: T.let = first + chunk * size
                     sort_pairs(
                         x,
                         index,
@@ -218,9 +220,10 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
                         area,
                         tap,
                         begin,
-                        T.min(last - begin, T.int64(CHUNK)),
+                        T.min(last - begin, size),
                         end,
                         pair,
+                        size,
                     )
                     for c in T.serial(blocks_in):
                         for part in T.serial(bi // rows):
@@ -228,9 +231,9 @@ def packed_weight_gradient(bi: int, bo: int, held: int) -> Any:
                             for s in T.unroll(rows):
                                 for v in T.vectorized(bo):
                                     acc[s, v] = dw[n, tap, c, part * rows + s, v]
-                            for i in T.serial(T.cast(end[c], "int64") - c * CHUNK):
-                                source: T.let = pair[c * CHUNK + i] & T.int64(LOW_HALF)
-                                out: T.let = pair[c * CHUNK + i] >> T.int64(32)
+                            for i in T.serial(T.cast(end[c], "int64") - c * size):
+                                source: T.let = pair[c * size + i] & T.int64(LOW_HALF)
+                                out: T.let = pair[c * size + i] >> T.int64(32)
                                 for s in T.unroll(rows):
                                     for v in T.vectorized(bo):
                                         acc[s, v] = (
