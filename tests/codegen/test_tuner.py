@@ -140,7 +140,7 @@ def test_schedules_do_not_change_a_bit(name: str, monkeypatch: pytest.MonkeyPatc
         def run(
             key: str, candidates: dict[str, Callable[[], object]], chosen: str = chosen
         ) -> object:
-            return ways[chosen]()
+            return candidates[chosen]()
 
         monkeypatch.setattr(libraries.tuner, "run", run)
         y = own["conv2d"](*source, weight, None, *target, *window)
