@@ -9,7 +9,7 @@ arguments and is copied.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from dsgc.ops.masked import masked_conv2d, masked_linear
 from dsgc.ops.normalization import MaskedBatchNorm, PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.context import Context
+from dsgc.passes.forms import Deferred, Form, Selection
 from dsgc.passes.geometry import conv_padding
 from dsgc.passes.patterns import (
     batch_norm,
@@ -58,42 +59,6 @@ class PackedSelection(nn.Module):
         namespace = self.namespace
         return self.selector.packed(x, index, rowptr, scale, shift, act, size, namespace)
 
-
-@dataclass(frozen=True)
-class Selection:
-    """A mask in packed form."""
-
-    index: fx.Node
-    rowptr: fx.Node
-
-
-@dataclass(frozen=True)
-class Deferred:
-    """A value whose readers apply `act`; packed if it has a selection. `shape` is without batch."""
-
-    x: fx.Node
-    selection: Selection | None
-    act: str
-    size: tuple[int, int, int]
-    shape: tuple[int, ...]
-    block: int = 0
-    scale: fx.Node | None = None
-    shift: fx.Node | None = None
-    again: fx.Node | None = None
-
-    @property
-    def is_map(self) -> bool:
-        """Whether the dense tensor is [N, C, H, W]; else it is rows [..., C]."""
-        return self.shape == self.size
-
-    def arguments(self) -> tuple[Any, ...]:
-        """The ACT arguments of an operator."""
-        chosen = self.selection
-        pair = (None, None) if chosen is None else (chosen.index, chosen.rowptr)
-        return (self.x, *pair, self.scale, self.shift, self.act, self.size)
-
-
-Form = fx.Node | Selection | Deferred
 
 _AFTER_RELU = {
     "identity": "relu",
@@ -210,13 +175,8 @@ class _Lowering:
         """Rules for nodes of the dense model that read a deferred value; None if none holds."""
         read = node.args[0] if node.args else None
         source = self.forms.get(read) if isinstance(read, fx.Node) else None
-        if isinstance(source, fx.Node) and self.defers_norm(node):
-            norm = batch_norm(node)
-            shape = shape_of(node.args[0])
-            if norm is not None and shape is not None:
-                value = Deferred(source, None, "identity", _size(shape), shape[1:])
-                value = replace(value, again=self.again(source))
-                return self.affine(value, norm, "all")
+        if (first := self.before_norm(node, source)) is not None:
+            return first
         if not isinstance(source, Deferred):
             return None
         kind = elementwise(node)
@@ -237,6 +197,28 @@ class _Lowering:
             return replace(source, shape=(source.size[0],))
         if _is_identity_pool(node):
             return source
+        return None
+
+    def before_norm(self, node: fx.Node, source: Form | None) -> Form | None:
+        """Rules for what a dense layer makes: a BatchNorm that sparse layers apply themselves, and
+        a ReLU right before one.
+        """
+        if isinstance(source, fx.Node):
+            shape = shape_of(node.args[0])
+            if shape is None or len(shape) != 4:
+                return None
+            value = Deferred(source, None, "identity", _size(shape), shape[1:])
+            if self.defers_norm(node):
+                return self.affine(
+                    replace(value, again=self.again(source)), batch_norm(node), "all"
+                )
+            readers = list(node.users)
+            if elementwise(node) == "relu" and len(readers) == 1 and self.defers_norm(readers[0]):
+                return self.relu(value)
+            return None
+        waits = isinstance(source, Deferred) and source.selection is None and source.act == "relu"
+        if waits and isinstance(source, Deferred) and self.defers_norm(node):
+            return self.affine(source, batch_norm(node), "all")
         return None
 
     def input_of(self, node: object, rows: bool) -> Deferred:
@@ -350,7 +332,9 @@ class _Lowering:
             raise VerificationError(f"{node.name}: its input is not packed by its own mask")
         return self.affine(value, norm.bn, norm.over)
 
-    def affine(self, value: Deferred, norm: nn.Module, over: str) -> Deferred:
+    def affine(self, value: Deferred, norm: nn.Module | None, over: str) -> Deferred:
+        if norm is None:
+            raise VerificationError(f"{self.current}: not a normalization")
         if value.act not in _AFTER_NORM:
             value = self.settled(value)
         target = f"dsgc_norm.{self.name}"
