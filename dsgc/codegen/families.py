@@ -55,6 +55,7 @@ def lists() -> Family:
             lists.fill_lists(),
             lists.expand_bits(),
             lists.set_bits(),
+            selection.mark_above(),
             pooling.count_union(),
             *(selection.rank_winners(capacity) for capacity in RANKED_BLOCKS),
             *(selection.rank_bits(capacity) for capacity in RANKED_BLOCKS),

@@ -177,6 +177,16 @@ def select_winners(
 def select_above(
     libraries: Libraries, scores: Tensor, threshold: Tensor, strict: bool, bits: bool
 ) -> tuple[Tensor, Tensor]:
-    """``dsgc::select_above``: one comparison a score, bound by memory whoever does it."""
+    """``dsgc::select_above``."""
     check_float32(scores)
-    return reference.select_above(scores, threshold, strict, bits)
+    positions, blocks = scores.shape
+    if positions == 0 or blocks == 0 or positions % max(1, threshold.shape[0]):
+        return reference.select_above(scores, threshold, strict, bits)
+    mask = torch.empty((positions, ceil_div(blocks, 8)), dtype=torch.uint8)
+    counts = torch.empty(positions, dtype=torch.int32)
+    limit = threshold.to(torch.float32).contiguous()
+    mark = libraries(families.lists(), "mark_above")
+    mark(scores.contiguous(), limit, mask, counts, int(strict))
+    rowptr = torch.zeros(positions + 1, dtype=torch.int32)
+    torch.cumsum(counts, 0, dtype=torch.int32, out=rowptr[1:])
+    return mask if bits else selection(libraries, mask, rowptr).ids, rowptr

@@ -145,3 +145,49 @@ def rank_bits(capacity: int) -> Any:
                 bits[p, i] = T.cast(byte, "uint8")
 
     return kernel
+
+
+def mark_above() -> Any:
+    """Bitmasks of the scores at or above the threshold of their sample, and how many there are.
+
+    ``strict``, the published rule: above it, and not exactly zero. NaN is never selected.
+    """
+
+    @T.prim_func(s_tir=True)
+    def mark_above(
+        scores_h: T.handle,
+        threshold_h: T.handle,
+        bits_h: T.handle,
+        counts_h: T.handle,
+        strict: T.int32,
+    ):
+        T.func_attr({"global_symbol": "mark_above", "tirx.noalias": True})
+        positions = T.int64()
+        blocks = T.int64()
+        width = T.int64()
+        samples = T.int64()
+        scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
+        threshold = T.match_buffer(threshold_h, (samples,), "float32", align=4)
+        bits = T.match_buffer(bits_h, (positions, width), "uint8", align=1)
+        counts = T.match_buffer(counts_h, (positions,), "int32", align=4)
+        for p in T.parallel(positions):
+            limit: T.let = threshold[p // (positions // samples)]
+            found = T.alloc_scalar("int32")
+            byte = T.alloc_scalar("int32")
+            found = 0
+            for i in T.serial(width):
+                byte = 0
+                for j in T.unroll(8):
+                    z: T.let = T.if_then_else(
+                        i * 8 + j < blocks, scores[p, T.min(i * 8 + j, blocks - 1)], limit
+                    )
+                    above: T.let = T.if_then_else(
+                        strict != 0, (z > limit) & (z != T.float32(0)), z >= limit
+                    )
+                    chosen: T.let = T.cast(above & (i * 8 + j < blocks), "int32")
+                    byte = byte | (chosen << j)
+                    found = found + chosen
+                bits[p, i] = T.cast(byte, "uint8")
+            counts[p] = found
+
+    return mark_above
