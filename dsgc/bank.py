@@ -91,6 +91,15 @@ class SelectorBank(nn.Module):
             if isinstance(selector, Selector):
                 selector.winners, selector.density = share.winners, share.density
 
+    def held(self, decisions: Mapping[str, LayerDecision]) -> dict[str, Tensor]:
+        """The selections that `hold` kept, by site of the layer."""
+        found = {}
+        for site in decisions:
+            selector = self._modules.get(selector_target(site).partition(".")[2])
+            if isinstance(selector, Selector) and selector.held is not None:
+                found[site] = selector.held
+        return found
+
     def advance(self, decisions: Mapping[str, LayerDecision]) -> None:
         """Begin a training step: schedule, step number, and from time to time new projections."""
         now = int(self.step)

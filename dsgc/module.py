@@ -144,6 +144,25 @@ class SparseModule(nn.Module):
         with self._bank.hold():
             yield
 
+    def selections(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Which blocks every sparse layer selects for these inputs, run once in eval mode.
+
+        Returns:
+            By layer (as in `decisions`), bool masks [N, blocks, H, W] of the layer's output; linear
+            layers have a position a row, [rows, blocks, 1, 1].
+
+        Raises:
+            The same as `forward`.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), self._bank.hold():
+                self(*args, **kwargs)
+                return self._bank.held(self._decisions)
+        finally:
+            self.train(was_training)
+
     def to_dense(self) -> nn.Module:
         """A dense model of the original class with these parameters and copies of the buffers."""
         model = self._dense[0]

@@ -184,6 +184,29 @@ def test_frozen_norm_keeps_its_own_mode() -> None:
         torch.testing.assert_close(sparse.lowered_graph(X), sparse.semantic_graph(X))
 
 
+def test_selections_show_what_every_layer_computes() -> None:
+    sparse = sparse_net().train()
+    sparse(X)
+    step, mean = int(sparse._bank.step), sparse.get_buffer("norm1.running_mean").clone()
+    found = sparse.selections(X)
+    assert list(found) == [name for name, made in sparse.decisions.items() if made.sparse]
+    for name, mask in found.items():
+        chosen = selector(sparse, name)
+        assert mask.shape[:2] == (len(X), chosen.blocks)
+        assert (mask.sum(1) == chosen.winners).all()
+    assert sparse.training
+    assert int(sparse._bank.step) == step
+    assert torch.equal(sparse.get_buffer("norm1.running_mean"), mean)
+    sparse.eval()
+    sparse.selections(X)
+    assert not sparse.training
+    assert selector(sparse, "conv1").held is None
+
+
+def test_selections_before_the_first_call() -> None:
+    assert sparse_net().selections(X).keys() == {"conv1", "conv2"}
+
+
 def test_all_winners_is_the_dense_model() -> None:
     """With a warm-up the first step keeps everything: results are those of the dense model."""
     sparse = sparse_net(schedule="linear", warmup_steps=4, bn_stats="all")

@@ -1,0 +1,65 @@
+"""Draws runs of cifar10.py: accuracy over epochs and over training time, layers' use of blocks.
+
+python examples/cifar10_plots.py runs/dense runs/sparse --out both.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["draw", "main"]
+
+
+def draw(runs: dict[str, Any], out: Path) -> None:
+    """A picture of `runs`, results by name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for name, run in runs.items():
+        epochs = run["epochs"]
+        accuracy = [100 * epoch["test_accuracy"] for epoch in epochs]
+        axes[0].plot([epoch["epoch"] for epoch in epochs], accuracy, marker=".", label=name)
+        axes[1].plot([epoch["seconds"] / 60 for epoch in epochs], accuracy, marker=".", label=name)
+        layers = epochs[-1]["layers"]
+        busy = [layer["busiest"] for layer in layers.values()]
+        if layers:
+            axes[2].plot(range(len(busy)), busy, marker="o", label=name)
+            axes[2].set_xticks(range(len(layers)), list(layers), rotation=60, fontsize="small")
+    axes[0].set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy over epochs")
+    axes[1].set(xlabel="minutes of training", ylabel="test accuracy, %", title="Over time")
+    axes[2].set(ylabel="load of the busiest block / mean", title="Use of blocks, last epoch")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and draw; exits with 2 if a run cannot be read."""
+    parser = argparse.ArgumentParser(description="Draw runs of cifar10.py beside each other.")
+    parser.add_argument("runs", nargs="+", help="folders that --out of cifar10.py named")
+    parser.add_argument("--out", default="cifar10.png")
+    given = parser.parse_args(arguments)
+    runs = {}
+    for folder in given.runs:
+        try:
+            content = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            parser.error(f"{folder} holds no results: {error}")
+        if not content["epochs"]:
+            parser.error(f"{folder} has no finished epoch")
+        runs[Path(folder).name] = content
+    draw(runs, Path(given.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The examples, run as their users run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+QUICK = ("--width", "0.25", "--batch", "16", "--threads", "1", "--device", "cpu")
+CLASSES, TRAIN, TEST = 10, 40, 20
+
+
+def run(script: str, *arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    path = os.pathsep.join([str(EXAMPLES.parent), str(EXAMPLES.parent / "runtime")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def _images(count: int, seed: int) -> tuple[Any, list[int]]:
+    """Images [count, 3072] whose brightness tells the class."""
+    generator = np.random.default_rng(seed)
+    labels = [i % CLASSES for i in range(count)]
+    noise = generator.integers(0, 20, (count, 3072))
+    return (noise + 23 * np.array(labels)[:, None]).astype(np.uint8), labels
+
+
+def _batches() -> list[tuple[str, Any, list[int]]]:
+    parts = [(f"data_batch_{i}", *_images(TRAIN // 5, i)) for i in range(1, 6)]
+    return [*parts, ("test_batch", *_images(TEST, 9))]
+
+
+@pytest.fixture(params=["python", "binary", "npz"])
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if request.param == "npz":
+        return _npz(folder / "cifar10.npz")
+    inner = folder / "cifar-10-batches-py" if request.param == "python" else folder
+    inner.mkdir(exist_ok=True)
+    for name, images, labels in _batches():
+        if request.param == "python":
+            content = {b"data": images, b"labels": labels}
+            (inner / name).write_bytes(pickle.dumps(content, protocol=2))
+        else:
+            records = np.concatenate([np.array(labels, np.uint8)[:, None], images], 1)
+            records.tofile(inner / f"{name}.bin")
+    return folder
+
+
+def _npz(place: Path) -> Path:
+    import io
+
+    from PIL import Image
+
+    arrays: dict[str, Any] = {}
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        images, labels = _images(count, len(split))
+        files = []
+        for image in images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1):
+            out = io.BytesIO()
+            Image.fromarray(image).save(out, "JPEG")
+            files.append(out.getvalue())
+        ends = np.cumsum([0] + [len(file) for file in files])
+        arrays[f"{split}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)
+        arrays[f"{split}_offset"] = ends.astype(np.int64)
+        arrays[f"{split}_label"] = np.array(labels, np.uint8)
+    np.savez(place, **arrays)
+    return place
+
+
+def test_every_form_of_the_data_set_is_read(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("cifar10.py", data, "--sparsity", 0, "--epochs", 1, "--out", out, *QUICK)
+    (epoch,) = json.loads((out / "results.json").read_text())["epochs"]
+    assert 0 <= epoch["test_accuracy"] <= 1
+    assert epoch["train_loss"] > 0
+
+
+@pytest.mark.parametrize("data", ["binary"], indirect=True)
+def test_a_stopped_run_ends_as_one_that_was_not(data: Path, tmp_path: Path) -> None:
+    sparse = ("--network", "vgg8", "--block", 8, "--sparsity", 0.5, "--epochs", 3, "--rate", 0.02)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run("cifar10.py", data, *sparse, "--out", whole, *QUICK)
+    first = run("cifar10.py", data, *sparse, "--stop-after", 1, "--out", parts, *QUICK)
+    assert "epoch 1" in first.stderr
+    second = run("cifar10.py", data, *sparse, "--out", parts, *QUICK)
+    assert "epoch 1:" not in second.stderr
+    assert "epoch 3" in second.stderr
+    results = [json.loads((out / "results.json").read_text()) for out in (whole, parts)]
+    for result in results:
+        for epoch in result["epochs"]:
+            del epoch["seconds"]
+    assert results[0] == results[1]
+    refused = run("cifar10.py", data, *sparse, "--seed", 1, "--out", parts, *QUICK, expect=2)
+    assert "seed" in refused.stderr
+    run("cifar10_plots.py", whole, parts, "--out", tmp_path / "runs.png")
+    assert (tmp_path / "runs.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("data", ["python"], indirect=True)
+def test_what_cannot_be_read_is_said(data: Path, tmp_path: Path) -> None:
+    missing = run("cifar10.py", tmp_path / "nowhere", *QUICK, expect=2)
+    assert "no CIFAR-10" in missing.stderr
+    batch = data / "cifar-10-batches-py" / "data_batch_2"
+    batch.write_bytes(batch.read_bytes()[:100])
+    assert "cannot be read" in run("cifar10.py", data, *QUICK, expect=2).stderr
+    batch.write_bytes(pickle.dumps(print))
+    assert "builtins.print" in run("cifar10.py", data, *QUICK, expect=2).stderr
+    assert "no results" in run("cifar10_plots.py", tmp_path, expect=2).stderr
