@@ -287,7 +287,7 @@ def test_decisions_say_why() -> None:
         nn.Flatten(),
         nn.Linear(8 * 64, 10),
     )
-    sparse = dsgc.compile(model, 0.9, example_inputs=torch.randn(32, 3, 8, 8))
+    sparse = dsgc.compile(model, 0.9, example_inputs=torch.randn(64, 3, 8, 8))
     reasons = {name: d.reason for name, d in sparse.decisions.items()}
     assert [d.name for d in sparse.decisions.values() if d.sparse] == ["2"]
     assert "3 channels" in reasons["0"]

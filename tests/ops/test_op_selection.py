@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsgc.ops import selection_to_mask
+from dsgc.ops import mask_to_selection, selection_to_mask
 from dsgc.select import project_weight, round_weight, ternary_projection
 from tests.ops.cases import Convolution, Namespace, Pair, convolutions
 
@@ -154,3 +154,27 @@ def test_drs_scores(namespace: Namespace, case: Convolution, window: bool, depth
         split = torch.split(rows_of.relu(), case.block, 1)
         expected = torch.stack([part.sum(1) for part in split], 1)
     namespace.check(scores, expected, "scores")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_projection_that_a_checkpoint_overwrites(packed: bool) -> None:
+    """Kernels keep a form of the projection of their own: it must follow."""
+    cpu, meant = Namespace.named("dsgc_cpu").ops, torch.ops.dsgc
+    torch.manual_seed(0)
+    x, size = torch.randn(2, 16, 5, 5), [16, 5, 5]
+    chosen = mask_to_selection(torch.rand(2, 2, 5, 5) < 0.6, bits=False) if packed else (None, None)
+    values = meant.pack(x, *chosen, 8) if packed else x
+    weight = torch.randn(24, 16, 3, 3)
+    projection = ternary_projection(16, 8, torch.Generator().manual_seed(0))
+    for seed in (0, 1):
+        projection.copy_(ternary_projection(16, 8, torch.Generator().manual_seed(seed)))
+        projected, unit = round_weight(project_weight(weight, projection, False))
+        arguments = (values, *chosen, None, None, "identity", size, projection, projected, unit)
+        window = (24, 8, [3, 3], [1, 1], [1, 1], [1, 1])
+        expected = meant.drs_scores(*arguments, *window)
+        torch.testing.assert_close(
+            cpu.drs_scores(*arguments, *window),
+            expected,
+            rtol=0.05,
+            atol=0.05 * float(expected.max()),
+        )

@@ -102,11 +102,10 @@ def _score_weight(projected: Tensor, depth: int, dtype: torch.dtype) -> tuple[Te
 def _project(libraries: Libraries, source: Activation, projection: Tensor) -> tuple[Tensor, Tensor]:
     """Every pixel in the reduced space, rows [P, lanes], and the largest magnitude of each row."""
     channels, depth = projection.shape
-    matrix = projection.to(torch.float32)
     if source.index is None or source.rowptr is None:
         rows = padded_channels(dense_rows(source.x))
         lanes = ceil_div(depth, DENSE_BLOCK) * DENSE_BLOCK
-        matrix = F.pad(matrix, (0, lanes - depth, 0, rows.shape[1] - channels))
+        matrix = _matrix(libraries, projection, rows.shape[1], lanes)
         z = libraries.scratch("projected", (rows.shape[0], lanes))
         peak = libraries.scratch("peak", (rows.shape[0],))
         libraries(families.dense_search(), "project_dense")(
@@ -124,7 +123,7 @@ def _project(libraries: Libraries, source: Activation, projection: Tensor) -> tu
     block = values.shape[1]
     blocks = ceil_div(channels, block)
     lanes = ceil_div(depth, PROJECTED_LANES) * PROJECTED_LANES
-    matrix = F.pad(matrix, (0, lanes - depth, 0, blocks * block - channels))
+    matrix = _matrix(libraries, projection, blocks * block, lanes)
     z = libraries.scratch("projected", (chosen.positions, lanes))
     peak = libraries.scratch("peak", (chosen.positions,))
     libraries(families.blocked(block), f"project_{block}")(
@@ -135,6 +134,21 @@ def _project(libraries: Libraries, source: Activation, projection: Tensor) -> tu
         peak,
     )
     return z, peak
+
+
+def _matrix(libraries: Libraries, projection: Tensor, channels: int, lanes: int) -> Tensor:
+    """A projection [C, d] as float32 [channels, lanes], made once, and again when a checkpoint has
+    been loaded into it.
+    """
+    version = 0 if projection.is_inference() else projection._version
+    kept: dict[int, Tensor] = libraries.remember(
+        projection, f"matrix {channels} {lanes}", lambda _: {}
+    )
+    if version not in kept:
+        missing = (0, lanes - projection.shape[1], 0, channels - projection.shape[0])
+        kept.clear()
+        kept[version] = F.pad(projection.to(torch.float32), missing).contiguous()
+    return kept[version]
 
 
 def _round(
