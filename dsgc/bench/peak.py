@@ -22,8 +22,8 @@ __all__ = ["Peak", "machine_peak"]
 
 _TASKS = 16  # of each thread: others make up for one that is held up
 _ROUNDS = 1 << 16  # of a task, in the first run
-_SECONDS = 0.02  # that a counted run should take
-_REPEATS = 10
+_SECONDS = 0.02  # of a run: short, so that some find every core free on a shared machine
+_REPEATS = 30
 _MATRIX = 2048
 
 
