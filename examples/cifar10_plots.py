@@ -22,15 +22,16 @@ def draw(runs: dict[str, Any], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    for name, run in runs.items():
+    for i, (name, run) in enumerate(runs.items()):
+        style: Any = {"label": name, "color": f"C{i}", "marker": "."}
         epochs = run["epochs"]
         accuracy = [100 * epoch["test_accuracy"] for epoch in epochs]
-        axes[0].plot([epoch["epoch"] for epoch in epochs], accuracy, marker=".", label=name)
-        axes[1].plot([epoch["seconds"] / 60 for epoch in epochs], accuracy, marker=".", label=name)
+        axes[0].plot([epoch["epoch"] for epoch in epochs], accuracy, **style)
+        axes[1].plot([epoch["seconds"] / 60 for epoch in epochs], accuracy, **style)
         layers = epochs[-1]["layers"]
         busy = [layer["busiest"] for layer in layers.values()]
         if layers:
-            axes[2].plot(range(len(busy)), busy, marker="o", label=name)
+            axes[2].plot(range(len(busy)), busy, **style)
             axes[2].set_xticks(range(len(layers)), list(layers), rotation=60, fontsize="small")
     axes[0].set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy over epochs")
     axes[1].set(xlabel="minutes of training", ylabel="test accuracy, %", title="Over time")
