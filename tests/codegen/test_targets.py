@@ -28,6 +28,8 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "dense": lambda: families.dense(16),
     "neuron": families.neuron,
     "search": families.dense_search,
+    "linear": lambda: families.linear(16),
+    "stem": families.stem,
 }
 ELF_MACHINE = {"avx512": 62, "avx512-vnni": 62, "avx2": 62, "x86-64": 62, "aarch64": 183}
 
@@ -128,3 +130,20 @@ def test_narrower_vectors_give_the_same_results(
     searched = (*source, projection, projected, unit, outputs, bo, [3, 3], *geometry)
     meant_scores = torch.ops.dsgc.drs_scores(*searched)
     torch.testing.assert_close(drs_scores(libraries, *searched), meant_scores, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("target", _runnable())
+@pytest.mark.parametrize("block", [1, 8, 16, 32])
+def test_linear_layers_of_few_rows_give_the_same_results(target: str, block: int) -> None:
+    libraries = Libraries(KernelCache(), named_target(target))
+    geometry = ([1, 1], [0, 0], [1, 1])
+    source = (torch.randn(7, 80, 1, 1), None, None, None, None, "relu", [80, 1, 1])
+    weight, bias = torch.randn(64, 80, 1, 1), torch.randn(64)
+    wanted = mask_to_selection(torch.rand(7, 64 // block, 1, 1) < 0.6, bits=block == 1)
+    forward = (*source, weight, bias, *wanted, block, *geometry)
+    y = torch.ops.dsgc.conv2d(*forward)
+    torch.testing.assert_close(conv2d(libraries, *forward), y, rtol=1e-4, atol=1e-4)
+    backward = (y, *source, weight, *wanted, block, *geometry, True, True, True)
+    found, meant = conv2d_backward(libraries, *backward), torch.ops.dsgc.conv2d_backward(*backward)
+    for one, other in zip(found, meant, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
