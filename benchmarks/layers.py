@@ -31,12 +31,11 @@ from dsgc.config import SparsityConfig
 from dsgc.errors import DsgcError
 from dsgc.measure import Timing, comparison_table, format_ratio, interleaved
 from dsgc.select.projection import (
-    generator_for,
+    leading_projection,
     pixel_dimension,
     project_weight,
     reduced_dimension,
     round_weight,
-    ternary_projection,
 )
 
 __all__ = ["LAYERS", "Layer", "LayerResult", "main", "measure_layer"]
@@ -256,13 +255,13 @@ def _selection(positions: int, channels: int, winners: int) -> tuple[Tensor, Ten
     return chosen.to(torch.int32).view(-1), rowptr
 
 
-def _search_arguments(layer: Layer, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Projection, projected weight and unit, as a selector makes them."""
+def _search_arguments(layer: Layer, weight: Tensor) -> tuple[Tensor, ...]:
+    """Projection, projected weight, unit and offset, as a selector makes them."""
     window = reduced_dimension(layer.outputs, SparsityConfig().epsilon)
     columns = pixel_dimension(window, _TAPS, layer.inputs)
-    generator = generator_for(0, f"layer {layer.number}", "projection")
-    projection = ternary_projection(layer.inputs, columns, generator)
-    return projection, *round_weight(project_weight(weight, projection, False))
+    projection = leading_projection(weight, columns, False)
+    projected, unit = round_weight(project_weight(weight, projection, False))
+    return projection, projected, unit, torch.zeros(layer.outputs)
 
 
 def geometric_means(results: Sequence[LayerResult]) -> dict[str, float]:

@@ -18,8 +18,9 @@ Pattern = str | re.Pattern[str]
 
 BLOCKS = (1, 8, 16, 32)
 SCOPES = ("position", "sample", "batch")
-SELECTORS = ("drs", "oracle", "random")
+SELECTORS = ("svd", "drs", "oracle", "random")
 PROJECTIONS = ("pixel", "window")
+RANKINGS = ("normalized", "raw")
 BN_STATS = ("active", "all")
 SCHEDULES = ("constant", "linear", "cubic")
 
@@ -80,6 +81,7 @@ def _check_shared(owner: str, values: Mapping[str, object]) -> None:
         "scope": SCOPES,
         "selector": SELECTORS,
         "projection": PROJECTIONS,
+        "ranking": RANKINGS,
         "bn_stats": BN_STATS,
     }
     for name, value in values.items():
@@ -104,6 +106,7 @@ _SHARED = (
     "scope",
     "selector",
     "projection",
+    "ranking",
     "epsilon",
     "reduced_dimension",
     "bn_stats",
@@ -132,6 +135,7 @@ class Rule:
     scope: str | None = None
     selector: str | None = None
     projection: str | None = None
+    ranking: str | None = None
     epsilon: float | None = None
     reduced_dimension: int | None = None
     bn_stats: str | None = None
@@ -202,6 +206,7 @@ class LayerSettings:
     scope: str
     selector: str
     projection: str
+    ranking: str
     epsilon: float
     reduced_dimension: int | None
     bn_stats: str
@@ -221,10 +226,14 @@ class SparsityConfig:
         block: neighbouring channels selected together; "auto" is 16 from 64 channels on, else 8.
         scope: whose best blocks are taken: of each "position", of a whole "sample", or of the
             "batch" (the threshold of sample 0 for all: the published rule).
-        selector: "drs" (random projection), "oracle" (true outputs) or "random".
-        projection: "pixel" or, as published, "window": what drs projects. A projected pixel serves
-            every window that holds it; projecting windows costs more than the dense layer.
-        epsilon: accuracy of drs, sets its reduced dimension.
+        selector: what ranks the blocks: outputs estimated in a space of few dimensions, "svd"
+            (those that the layer's weight keeps most in) or "drs" (as published: random ones); or
+            the true outputs, "oracle", or "random" numbers.
+        projection: "pixel" or, as published, "window": what svd and drs project. A projected pixel
+            serves every window that holds it; projecting windows costs more than the dense layer.
+        ranking: outputs are ranked "normalized" by a batch norm that reads them directly, with its
+            running statistics, or "raw" (as published).
+        epsilon: accuracy of drs, sets the reduced dimension.
         reduced_dimension: overrides the reduced dimension that follows from epsilon.
         refresh: training steps between two projections of the weights.
         bn_stats: batch statistics over "active" entries, or over "all" (the published rule).
@@ -242,8 +251,9 @@ class SparsityConfig:
     rules: RuleSet = ()
     block: Block = "auto"
     scope: str = "position"
-    selector: str = "drs"
+    selector: str = "svd"
     projection: str = "pixel"
+    ranking: str = "normalized"
     epsilon: float = 0.5
     reduced_dimension: int | None = None
     refresh: int = 50

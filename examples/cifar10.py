@@ -33,6 +33,7 @@ from torch import nn
 import dsgc
 from dsgc import zoo
 from dsgc.measure import channels_last
+from dsgc.multiply_adds import count_multiply_adds
 
 _SPARSITY_FIELDS = ("block", "scope", "selector", "projection", "bn_stats", "share_pool")
 _TEST_BATCH = 500
@@ -171,6 +172,16 @@ class Run:
             }
         return found
 
+    @torch.no_grad()
+    def multiply_adds(self) -> dict[str, int] | None:
+        """Multiply-adds of inference on the looked-at images; None where they are not left out."""
+        images = normalized(self.data.test_images[:_LOOKED_AT], self.device)
+        self.model.eval()
+        found = count_multiply_adds(lambda: self.model(images))
+        if isinstance(self.model, dsgc.SparseModule) and self.model.backend == "reference":
+            return None
+        return {"done": found.done, "search": found.search, "dense": found.dense}
+
     def _set_rate(self, progress: float) -> float:
         """One cycle: up over a quarter of the run, then a cosine down to nothing."""
         peak = 0.25
@@ -226,6 +237,7 @@ class Run:
                 "threads": torch.get_num_threads(),
             },
             "backend": self.model.backend if isinstance(self.model, dsgc.SparseModule) else "dense",
+            "multiply_adds": self.multiply_adds(),
             "epochs": [asdict(epoch) for epoch in self.epochs],
         }
         fresh = place.with_suffix(".new")

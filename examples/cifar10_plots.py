@@ -1,4 +1,5 @@
-"""Draws runs of cifar10.py: accuracy over epochs and over training time, layers' use of blocks.
+"""Draws runs of cifar10.py: accuracy over epochs and over training time; of every sparse layer the
+achieved sparsity and the use of its blocks.
 
 python examples/cifar10_plots.py runs/dense runs/sparse --out both.png
 """
@@ -21,25 +22,29 @@ def draw(runs: dict[str, Any], out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
+    epochs_axis, time_axis, sparsity_axis, load_axis = grid.flat
     for i, (name, run) in enumerate(runs.items()):
         style: Any = {"label": name, "color": f"C{i}", "marker": "."}
         epochs = run["epochs"]
         accuracy = [100 * epoch["test_accuracy"] for epoch in epochs]
-        axes[0].plot([epoch["epoch"] for epoch in epochs], accuracy, **style)
-        axes[1].plot([epoch["seconds"] / 60 for epoch in epochs], accuracy, **style)
+        epochs_axis.plot([epoch["epoch"] for epoch in epochs], accuracy, **style)
+        time_axis.plot([epoch["seconds"] / 60 for epoch in epochs], accuracy, **style)
         layers = epochs[-1]["layers"]
-        busy = [layer["busiest"] for layer in layers.values()]
         if layers:
-            axes[2].plot(range(len(busy)), busy, **style)
-            axes[2].set_xticks(range(len(layers)), list(layers), rotation=60, fontsize="small")
-    axes[0].set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy over epochs")
-    axes[1].set(xlabel="minutes of training", ylabel="test accuracy, %", title="Over time")
-    axes[2].set(ylabel="load of the busiest block / mean", title="Use of blocks, last epoch")
-    for axis in axes:
+            names, values = list(layers), layers.values()
+            sparsity_axis.plot(names, [100 * layer["sparsity"] for layer in values], **style)
+            load_axis.plot(names, [layer["busiest"] for layer in values], **style)
+    epochs_axis.set(xlabel="epoch", ylabel="test accuracy, %", title="Accuracy over epochs")
+    time_axis.set(xlabel="minutes of training", ylabel="test accuracy, %", title="Over time")
+    sparsity_axis.set(ylabel="neurons not computed, %", title="Achieved sparsity, last epoch")
+    load_axis.set(ylabel="load of the busiest block / mean", title="Use of blocks, last epoch")
+    for axis in grid.flat:
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend()
+            axis.legend(fontsize="small")
+    for axis in (sparsity_axis, load_axis):
+        axis.tick_params("x", rotation=45)
     figure.savefig(out, dpi=110)
     plt.close(figure)
 

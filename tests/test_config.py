@@ -63,7 +63,7 @@ def test_bad_value_names_field_value_and_what_is_allowed(setting: dict[str, Any]
 def test_defaults() -> None:
     config = dsgc.SparsityConfig()
     assert (config.sparsity, config.block, config.scope) == (0.8, "auto", "position")
-    assert (config.selector, config.refresh, config.bn_stats) == ("drs", 50, "active")
+    assert (config.selector, config.refresh, config.bn_stats) == ("svd", 50, "active")
 
 
 def test_config_is_frozen_and_survives_pickling() -> None:
@@ -89,7 +89,7 @@ def test_first_matching_rule_wins() -> None:
     )
     config = dsgc.SparsityConfig(rules=rules)
     first = config.settings_for("conv1", 64)
-    assert (first.sparsity, first.block, first.selector) == (0.5, 8, "drs")
+    assert (first.sparsity, first.block, first.selector) == (0.5, 8, "svd")
     second = config.settings_for("conv2", 64)
     assert (second.sparsity, second.block, second.selector) == (0.9, 16, "oracle")
     assert config.settings_for("fc", 64).sparsity == 0.8
@@ -128,7 +128,8 @@ def test_rule_without_layer_lists_near_names() -> None:
 def test_settings_are_complete() -> None:
     settings = dsgc.SparsityConfig(seed=3).settings_for("conv", 64, (2, 2))
     assert settings == LayerSettings(
-        "conv", 0.8, 16, "position", "drs", "pixel", 0.5, None, "active", False, (2, 2), 3
+        *("conv", 0.8, 16, "position", "svd", "pixel", "normalized", 0.5, None, "active", False),
+        *((2, 2), 3),
     )
 
 

@@ -118,3 +118,32 @@ def test_what_cannot_be_read_is_said(data: Path, tmp_path: Path) -> None:
     batch.write_bytes(pickle.dumps(print))
     assert "builtins.print" in run("cifar10.py", data, *QUICK, expect=2).stderr
     assert "no results" in run("cifar10_plots.py", tmp_path, expect=2).stderr
+
+
+@pytest.mark.parametrize("data", ["binary"], indirect=True)
+def test_a_study_trains_its_rows_and_compares_them(data: Path, tmp_path: Path) -> None:
+    study, out = tmp_path / "study.toml", tmp_path / "runs"
+    study.write_text(
+        "[all]\nwidth = 0.5\nbatch = 16\nthreads = 1\ndevice = 'cpu'\nepochs = 1\nrate = 0.02\n"
+        "[rows.dense]\nsparsity = 0\nseed = [0, 1]\n"
+        "[rows.'90 %']\nsparsity = 0.9\nblock = 16\nshare_pool = true\n"
+    )
+    run("cifar10_study.py", data, study, "--out", out)
+    header, _, dense, sparse = (out / "study.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, dense, sparse)]
+    found = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert [row["row"] for row in found] == ["dense", "90 %"]
+    assert [row["runs"] for row in found] == ["2", "1"]
+    assert found[0]["against the first row"] == "+0.00"
+    shares = [float(row["multiply-adds, of the first row's"].rstrip("%")) for row in found]
+    assert shares[0] == 100
+    assert 0 < shares[1] < 100
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [
+        "90", "dense-seed0", "dense-seed1"
+    ]  # fmt: skip
+    again = run("cifar10_study.py", data, study, "--out", out)
+    assert "epoch 1:" not in again.stderr
+    study.write_text("[rows]\n")
+    assert "no rows" in run("cifar10_study.py", data, study, expect=2).stderr
+    study.write_text("[rows.x]\nsparsity = 2\n")
+    assert "x failed" in run("cifar10_study.py", data, study, "--out", out, expect=1).stderr

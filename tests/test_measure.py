@@ -156,7 +156,7 @@ def test_multiply_adds_of_the_search(block: int) -> None:
     counted = count_multiply_adds(
         lambda: torch.ops.dsgc.drs_scores(
             *(image, None, None, None, None, "identity", (channels, size, size)),
-            *(projection, projected, unit, outputs, block, (3, 3), (1, 1), (1, 1), (1, 1)),
+            *(projection, projected, unit, None, outputs, block, (3, 3), (1, 1), (1, 1), (1, 1)),
         )
     )
     assert counted.search == batch * expected

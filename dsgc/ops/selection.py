@@ -28,6 +28,7 @@ def _fake_scores(
     projection: Tensor,
     projected: Tensor,
     unit: Tensor | None,
+    offset: Tensor | None,
     out_channels: int,
     block: int,
     kernel: Sequence[int],
@@ -64,8 +65,8 @@ def _fake_above(
 SPECS = (
     OpSpec(
         "drs_scores",
-        f"({ACT_SCHEMA}, Tensor projection, Tensor projected, Tensor? unit, int out_channels, "
-        f"int block, int[2] kernel, {GEOMETRY_SCHEMA}) -> Tensor",
+        f"({ACT_SCHEMA}, Tensor projection, Tensor projected, Tensor? unit, Tensor? offset, "
+        f"int out_channels, int block, int[2] kernel, {GEOMETRY_SCHEMA}) -> Tensor",
         _fake_scores,
         not_differentiable,
         no_gradient,

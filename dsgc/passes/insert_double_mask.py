@@ -9,6 +9,7 @@ from dsgc.ops.masked import masked_conv2d, masked_linear
 from dsgc.ops.normalization import MaskedBatchNorm
 from dsgc.passes.context import Context
 from dsgc.passes.patterns import batch_norm, elementwise, module_of, shape_of
+from dsgc.select import Selector
 
 __all__ = ["insert_double_mask", "mask_before"]
 
@@ -32,13 +33,19 @@ def mask_before(node: object) -> tuple[fx.Node, LayerSettings] | None:
 
 
 def insert_double_mask(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
-    """`bn(y)` becomes `MaskedBatchNorm(bn)(y, mask)` where y is zero outside mask."""
+    """`bn(y)` becomes `MaskedBatchNorm(bn)(y, mask)` where y is zero outside mask.
+
+    If y is the layer's own output, its selector ranks what bn makes of it.
+    """
     for node in list(gm.graph.nodes):
         norm = batch_norm(node)
         found = mask_before(node.args[0]) if norm is not None else None
         if norm is None or found is None:
             continue
         mask, settings = found
+        selector, direct = module_of(mask), node.args[0].target in (masked_conv2d, masked_linear)
+        if settings.ranking == "normalized" and direct and isinstance(selector, Selector):
+            selector.rank_after(norm)
         target = f"dsgc_norm.{node.name}"
         gm.add_submodule(target, MaskedBatchNorm(norm, settings.bn_stats, settings.block))
         node.target = target

@@ -1,6 +1,7 @@
 """Selectors: which blocks of a layer's output are worth computing, for each input."""
 
 from dsgc.select.projection import (
+    leading_projection,
     project_weight,
     reduced_dimension,
     round_weight,
@@ -10,6 +11,7 @@ from dsgc.select.selector import Selector
 
 __all__ = [
     "Selector",
+    "leading_projection",
     "project_weight",
     "reduced_dimension",
     "round_weight",

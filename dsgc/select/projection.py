@@ -1,4 +1,4 @@
-"""Random projections of the dimension-reduction search (DRS) of DSG, arXiv 1810.00859."""
+"""Projections for the search: random (DSG, arXiv 1810.00859), or those a weight keeps most in."""
 
 import hashlib
 import math
@@ -9,7 +9,9 @@ from torch import Tensor
 from dsgc.ops.layout import ceil_div
 
 __all__ = [
+    "estimate_unit",
     "generator_for",
+    "leading_projection",
     "pixel_dimension",
     "project_weight",
     "reduced_dimension",
@@ -22,6 +24,9 @@ PIXEL_MULTIPLE = 4
 
 NEURON_MULTIPLE = 64
 """Projected weights are filled up with zeros to a multiple of this many neurons."""
+
+
+_ITERATIONS = 2
 
 
 def generator_for(*key: object) -> torch.Generator:
@@ -44,10 +49,38 @@ def pixel_dimension(dimension: int, taps: int, channels: int) -> int:
 def ternary_projection(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Achlioptas' projection with s = 3: int8 [rows, columns], +1 and -1 with probability 1/6 each.
 
-    The published factor sqrt(3) is left out, since only the order of the estimates matters.
+    The published factor sqrt(3) is left out here; see `estimate_unit`.
     """
     draw = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
     return (draw < 1 / 6).to(torch.int8) - (draw >= 5 / 6).to(torch.int8)
+
+
+def leading_projection(weight: Tensor, columns: int, window: bool) -> Tensor:
+    """The `columns` orthonormal directions of a layer's input that its outputs depend on most.
+
+    They span the leading left singular vectors of weight [K, C, R, S], seen as [C, K*R*S] or, for
+    whole windows, as [C*R*S, K]: no other projection to so few dimensions keeps more of the weight.
+    Found by randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4), from a
+    fixed start, so that equal weights have equal projections. Neurons that are not finite are left
+    out.
+    """
+    matrix = weight.flatten(1).t() if window else weight.transpose(0, 1).flatten(1)
+    dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+    matrix = torch.nan_to_num(matrix.to(dtype), nan=0.0, posinf=0.0, neginf=0.0)
+    generator = generator_for("leading projection", *matrix.shape, columns)
+    start = torch.randn(matrix.shape[0], columns, generator=generator, dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(start.to(matrix))[0]
+    for _ in range(_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ (matrix.t() @ basis))[0]
+    return basis.contiguous()
+
+
+def estimate_unit(projection: Tensor) -> float:
+    """What a product of projected values is worth, for estimates in the units of the outputs.
+
+    A ternary projection of d columns keeps inner products times d / 3, on average.
+    """
+    return 3.0 / projection.shape[1] if projection.dtype == torch.int8 else 1.0
 
 
 def project_weight(weight: Tensor, projection: Tensor, window: bool) -> Tensor:

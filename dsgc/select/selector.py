@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from dsgc.config import LayerSettings
 from dsgc.ops.layout import (
@@ -17,7 +18,9 @@ from dsgc.ops.layout import (
 )
 from dsgc.ops.reference.selection import above_mask, block_scores, drs_scores, winners_mask
 from dsgc.select.projection import (
+    estimate_unit,
     generator_for,
+    leading_projection,
     pixel_dimension,
     project_weight,
     reduced_dimension,
@@ -50,7 +53,8 @@ class Selector(nn.Module):
         step: training step; only the random selector depends on it.
         held: bool [N, blocks, H, W], a selection used instead of searching, or None.
         holding: keep the first selection found in `held`.
-        projection: int8, ternary; None unless the selector is "drs". In the state_dict.
+        projection: None unless the selector is "drs" (int8, ternary, in the state_dict) or "svd"
+            (of the weight as of the last `refresh`).
         projected: the weight in the projected space, as of the last `refresh`; 8-bit levels unless
             whole windows are projected.
         unit: what a level of each neuron is worth, None if whole windows are projected.
@@ -86,8 +90,9 @@ class Selector(nn.Module):
         self.step = 0
         self.held: Tensor | None = None
         self.holding = False
-        projection = self._draw_projection() if settings.selector == "drs" else None
-        self.register_buffer("projection", projection)
+        self._norm_of: tuple[_NormBase, ...] = ()
+        drawn = settings.selector == "drs"
+        self.register_buffer("projection", self._draw() if drawn else None, persistent=drawn)
         self.register_buffer("projected", None, persistent=False)
         self.register_buffer("unit", None, persistent=False)
         self.refresh()
@@ -102,27 +107,54 @@ class Selector(nn.Module):
         """Whether whole windows are projected (as published) rather than single pixels."""
         return self.settings.projection == "window"
 
-    def _draw_projection(self) -> Tensor:
+    def rank_after(self, norm: _NormBase) -> None:
+        """Rank what `norm`, which reads the layer's output, is going to make of it."""
+        # In a tuple, as the layer.
+        self._norm_of = (norm,)
+
+    @property
+    def reduced(self) -> tuple[int, int]:
+        """Rows and columns of a projection."""
         settings, taps = self.settings, self.kernel[0] * self.kernel[1]
         columns = settings.reduced_dimension
         if columns is None:
             columns = reduced_dimension(self.out_channels, settings.epsilon)
         rows = self.in_channels * taps
-        if not self.by_window:
-            rows, columns = self.in_channels, pixel_dimension(columns, taps, self.in_channels)
-        generator = generator_for(self.seed, settings.name, "projection")
-        return ternary_projection(rows, columns, generator).to(self.weight.device)
+        if self.by_window:
+            return rows, columns
+        return self.in_channels, pixel_dimension(columns, taps, self.in_channels)
+
+    def _draw(self) -> Tensor:
+        generator = generator_for(self.seed, self.settings.name, "projection")
+        return ternary_projection(*self.reduced, generator).to(self.weight.device)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Project the layer's current weight."""
-        if self.projection is not None:
-            # A copy on another device may have moved the weight before the buffers.
-            self.projection = self.projection.to(self.weight.device)
-            projected = project_weight(self.weight, self.projection, self.by_window)
-            self.projected, self.unit = projected, None
-            if not self.by_window:
-                self.projected, self.unit = round_weight(projected)
+        if self.settings.selector == "svd":
+            self.projection = leading_projection(self.weight, min(self.reduced), self.by_window)
+        if self.projection is None:
+            return
+        # A copy on another device may have moved the weight before the buffers.
+        self.projection = self.projection.to(self.weight.device)
+        projected = project_weight(self.weight, self.projection, self.by_window)
+        self.projected, self.unit = projected * estimate_unit(self.projection), None
+        if not self.by_window:
+            self.projected, self.unit = round_weight(self.projected)
+
+    def _ranked(self) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and offset [K] that make what is ranked of a product of input and weight."""
+        bias = self._layer_of[0].bias
+        norm = self._norm_of[0] if self._norm_of else None
+        if norm is None or norm.running_var is None or norm.running_mean is None:
+            return None, bias
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight
+        offset = -norm.running_mean * scale
+        if bias is not None:
+            offset = offset + bias * scale
+        return scale, offset if norm.bias is None else offset + norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as `mask`."""
@@ -175,17 +207,8 @@ class Selector(nn.Module):
         if self.held is not None:
             return mask_to_selection(self._checked(self.held, batch, out_size), bits)
         activation = (x.detach(), index, rowptr, scale, shift, act, size)
-        if settings.selector == "drs":
-            window = (self.kernel, self.stride, self.padding, self.dilation)
-            scores = ops.drs_scores(
-                *activation,
-                self.projection,
-                self.projected,
-                self.unit,
-                self.out_channels,
-                settings.block,
-                *window,
-            )
+        if self.projection is not None:
+            scores = ops.drs_scores(*activation, *self._search())
         elif settings.selector == "random":
             scores = self._random(batch * out_size[0] * out_size[1], x)
         else:
@@ -225,30 +248,35 @@ class Selector(nn.Module):
 
     def _estimate(self, x: Tensor) -> Tensor:
         """Scores [P, blocks] for maps x, before infinities and NaN are dealt with."""
-        block, size = self.settings.block, tuple(x.shape[1:])
-        window = (self.stride, self.padding, self.dilation)
-        if self.projection is not None and self.projected is not None:
-            return drs_scores(
-                x,
-                None,
-                None,
-                None,
-                None,
-                "identity",
-                size,
-                self.projection,
-                self.projected,
-                self.unit,
-                self.out_channels,
-                block,
-                self.kernel,
-                *window,
-            )
+        size = tuple(x.shape[1:])
+        if self.projection is not None:
+            return drs_scores(x, None, None, None, None, "identity", size, *self._search())
         if self.settings.selector == "random":
             height, width = self._out_size(size)
             return self._random(x.shape[0] * height * width, x)
-        bias = self._layer_of[0].bias
-        return block_scores(F.conv2d(channels_last(x), self.weight, bias, *window), block)
+        window = (self.stride, self.padding, self.dilation)
+        outputs = F.conv2d(channels_last(x), self.weight, None, *window)
+        scale, offset = self._ranked()
+        if scale is not None:
+            outputs = outputs * scale.view(-1, 1, 1)
+        if offset is not None:
+            outputs = outputs + offset.view(-1, 1, 1)
+        return block_scores(outputs, self.settings.block)
+
+    def _search(self) -> tuple[Any, ...]:
+        """The arguments of drs_scores behind the activation."""
+        projected, unit = self.projected, self.unit
+        if projected is None:
+            raise ValueError(f"layer {self.settings.name!r}: no projected weight")
+        scale, offset = self._ranked()
+        if scale is not None and unit is not None:
+            fill = (0, unit.shape[0] - scale.shape[0])
+            unit = unit * F.pad(scale, fill)
+        elif scale is not None:
+            projected = projected * scale
+        window = (self.kernel, self.stride, self.padding, self.dilation)
+        block = self.settings.block
+        return (self.projection, projected, unit, offset, self.out_channels, block, *window)
 
     def _random(self, positions: int, x: Tensor) -> Tensor:
         generator = generator_for(self.seed, self.settings.name, self.step)

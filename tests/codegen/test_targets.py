@@ -127,7 +127,7 @@ def test_narrower_vectors_give_the_same_results(
     projected, unit = torch.zeros(9, 16, 128, dtype=torch.int8), torch.zeros(128)
     projected[..., :outputs] = torch.randint(-127, 128, (9, 16, outputs)).to(torch.int8)
     unit[:outputs] = torch.rand(outputs)
-    searched = (*source, projection, projected, unit, outputs, bo, [3, 3], *geometry)
+    searched = (*source, projection, projected, unit, bias, outputs, bo, [3, 3], *geometry)
     meant_scores = torch.ops.dsgc.drs_scores(*searched)
     torch.testing.assert_close(drs_scores(libraries, *searched), meant_scores, rtol=1e-3, atol=1e-2)
 

@@ -117,8 +117,9 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
             projected, unit = project_weight(weight, projection, window), None
             if not window:
                 projected, unit = round_weight(projected)
-            found += [(*_act(namespace, block, "relu"), projection, projected, unit, 11, 8, (3, 2),
-                       *WINDOW) for block in (0, 8)]  # fmt: skip
+            offset = torch.randn(11, dtype=dtype)
+            found += [(*_act(namespace, block, "relu"), projection, projected, unit, moved, 11, 8,
+                       (3, 2), *WINDOW) for block, moved in ((0, None), (8, offset))]  # fmt: skip
         return found
 
     scores = torch.randn(24, 5, dtype=dtype)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsgc.ops import mask_to_selection, selection_to_mask
-from dsgc.select import project_weight, round_weight, ternary_projection
+from dsgc.select import leading_projection, project_weight, round_weight, ternary_projection
 from tests.ops.cases import Convolution, Namespace, Pair, convolutions
 
 
@@ -96,7 +96,7 @@ def test_select_above(
 
 def _check_rounded(
     namespace: Namespace, case: Convolution, dense: torch.Tensor, projection: torch.Tensor,
-    projected: torch.Tensor, unit: torch.Tensor, scores: torch.Tensor,
+    projected: torch.Tensor, unit: torch.Tensor, offset: torch.Tensor, scores: torch.Tensor,
 ) -> None:  # fmt: skip
     """The pixel form, sample by sample; a level that lies between two may be either of them."""
     expected: list[torch.Tensor] = []
@@ -107,7 +107,7 @@ def _check_rounded(
         weight = projected[..., : case.neurons].to(dense.dtype).permute(2, 1, 0)
         weight = weight.reshape(case.neurons, -1, *case.kernel)
         estimate = F.conv2d(levels[None], weight, None, *case.geometry)
-        estimate = estimate * unit[: case.neurons].view(-1, 1, 1) * step
+        estimate = estimate * unit[: case.neurons].view(-1, 1, 1) * step + offset.view(-1, 1, 1)
         rows = estimate.permute(0, 2, 3, 1).reshape(-1, case.neurons)
         if case.block > 1:
             split = torch.split(rows.relu(), case.block, 1)
@@ -123,31 +123,40 @@ def _check_rounded(
 
 
 @settings(max_examples=60)
-@given(case=convolutions(max_kernel=3), window=st.booleans(), depth=st.sampled_from((1, 5, 8)))
-def test_drs_scores(namespace: Namespace, case: Convolution, window: bool, depth: int) -> None:
+@given(
+    case=convolutions(max_kernel=3), window=st.booleans(), depth=st.sampled_from((1, 5, 8)),
+    leading=st.booleans(), moved=st.booleans(),
+)  # fmt: skip
+def test_drs_scores(
+    namespace: Namespace, case: Convolution, window: bool, depth: int, leading: bool, moved: bool
+) -> None:
     source = case.source.build(namespace.dtype)
     weight = case.parameters(namespace.dtype)[0].detach()
     taps = case.kernel[0] * case.kernel[1]
     rows = case.source.channels * (taps if window else 1)
     projection = ternary_projection(rows, depth, torch.Generator().manual_seed(0))
+    if leading:
+        projection = leading_projection(weight, min(rows, depth), window)
+    offset = torch.linspace(-1, 1, case.neurons, dtype=namespace.dtype)
     projected = project_weight(weight, projection, window)
     unit = None
     if not window:
         projected, unit = round_weight(projected)
     scores = namespace.ops.drs_scores(
-        *source.arguments(namespace.ops), projection, projected, unit,
+        *source.arguments(namespace.ops), projection, projected, unit, offset if moved else None,
         case.neurons, case.block, case.kernel, *case.geometry,
     )  # fmt: skip
     assert not scores.requires_grad
+    offset = offset if moved else torch.zeros_like(offset)
     if unit is not None:
         _check_rounded(
-            namespace, case, source.dense().detach(), projection, projected, unit, scores
+            namespace, case, source.dense().detach(), projection, projected, unit, offset, scores
         )
         return
     # x P P^T W: the estimate is a convolution with the weight sent through the projection twice.
     square = projection.to(weight.dtype) @ projection.to(weight.dtype).t()
     effective = (weight.reshape(case.neurons, -1) @ square).view_as(weight)
-    estimate = F.conv2d(source.dense().detach(), effective, None, *case.geometry)
+    estimate = F.conv2d(source.dense().detach(), effective, offset, *case.geometry)
     rows_of = estimate.permute(0, 2, 3, 1).reshape(-1, case.neurons)
     expected = rows_of
     if case.block > 1:
@@ -170,7 +179,7 @@ def test_a_projection_that_a_checkpoint_overwrites(packed: bool) -> None:
         projection.copy_(ternary_projection(16, 8, torch.Generator().manual_seed(seed)))
         projected, unit = round_weight(project_weight(weight, projection, False))
         arguments = (values, *chosen, None, None, "identity", size, projection, projected, unit)
-        window = (24, 8, [3, 3], [1, 1], [1, 1], [1, 1])
+        window = (None, 24, 8, [3, 3], [1, 1], [1, 1], [1, 1])
         expected = meant.drs_scores(*arguments, *window)
         torch.testing.assert_close(
             cpu.drs_scores(*arguments, *window),

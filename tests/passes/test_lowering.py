@@ -394,3 +394,24 @@ def test_graphs_print() -> None:
     assert "masked_conv2d" in sparse.semantic_graph.code
     assert "torch.ops.dsgc.conv2d" in sparse.lowered_graph.code
     assert isinstance(sparse, dsgc.SparseModule)
+
+
+@pytest.mark.parametrize(
+    ("order", "ranking", "follows"),
+    [("bn", "normalized", True), ("bn", "raw", False), ("relu-bn", "normalized", False)],
+)
+@pytest.mark.parametrize("selector", ["svd", "drs", "oracle"])
+def test_ranking_follows_the_norm_that_reads_the_layer(
+    order: str, ranking: str, follows: bool, selector: str
+) -> None:
+    norm = nn.BatchNorm2d(20)
+    middle = (norm, nn.ReLU()) if order == "bn" else (nn.ReLU(), norm)
+    config = dsgc.SparsityConfig(rules=SPARSE, block=8, ranking=ranking, selector=selector)
+    sparse = dsgc.compile(Net(*middle).double(), config=config).eval()
+    before = sparse.selections(X)["conv1"]
+    with torch.no_grad():
+        norm.bias[:8] = -100.0  # nothing of the first block is left by the ReLU
+        norm.bias[8:] = 100.0
+    after = sparse.selections(X)["conv1"]
+    assert before[:, 0].any()
+    assert after[:, 0].any() != follows

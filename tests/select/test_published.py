@@ -20,7 +20,8 @@ from dsgc.select import Selector
 
 PUBLISHED = LayerSettings(
     name="conv", sparsity=0.8, block=1, scope="batch", selector="drs", projection="window",
-    epsilon=0.5, reduced_dimension=None, bn_stats="all", share_pool=False, tile=(1, 1), seed=3,
+    ranking="raw", epsilon=0.5, reduced_dimension=None, bn_stats="all",
+    share_pool=False, tile=(1, 1), seed=3,
 )  # fmt: skip
 
 

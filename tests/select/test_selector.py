@@ -16,14 +16,14 @@ from torch._subclasses import FakeTensorMode
 
 from dsgc.config import LayerSettings
 from dsgc.ops import mask_to_selection, selection_to_mask
-from dsgc.select import Selector, reduced_dimension, ternary_projection
+from dsgc.select import Selector, leading_projection, reduced_dimension, ternary_projection
 
 SCOPES = ("position", "sample", "batch")
-SELECTORS = ("drs", "oracle", "random")
+SELECTORS = ("svd", "drs", "oracle", "random")
 SETTINGS = LayerSettings(
     name="features.3", sparsity=0.75, block=8, scope="position", selector="drs",
-    projection="pixel", epsilon=0.5, reduced_dimension=None, bn_stats="active", share_pool=False,
-    tile=(1, 1), seed=0,
+    projection="pixel", ranking="normalized", epsilon=0.5, reduced_dimension=None,
+    bn_stats="active", share_pool=False, tile=(1, 1), seed=0,
 )  # fmt: skip
 ALL = [
     replace(SETTINGS, selector=selector, scope=scope, block=block, projection=projection)
@@ -115,6 +115,61 @@ def test_reduced_dimension_is_the_published_one(
     neurons: int, epsilon: float, expected: int
 ) -> None:
     assert reduced_dimension(neurons, epsilon) == expected
+
+
+@pytest.mark.parametrize("window", [True, False])
+def test_leading_projection_keeps_nearly_what_the_best_one_keeps(window: bool) -> None:
+    torch.manual_seed(0)
+    strength = torch.logspace(0, -2, 30).view(30, 1, 1)
+    mixing = torch.linalg.qr(torch.randn(30, 30))[0]
+    weight = torch.einsum("cd,kdrs->kcrs", mixing, torch.randn(48, 30, 2, 2) * strength)
+    weight[3, 4] = torch.nan  # one neuron that says nothing
+    basis = leading_projection(weight, 6, window)
+    torch.testing.assert_close(basis.t() @ basis, torch.eye(6), atol=1e-5, rtol=0)
+    matrix = weight.flatten(1).t() if window else weight.transpose(0, 1).flatten(1)
+    matrix = matrix.nan_to_num(0)
+    kept = float((basis.t() @ matrix).square().sum())
+    best = float(torch.linalg.svdvals(matrix)[:6].square().sum())
+    assert 0.9 * best < kept <= best * 1.00001
+    assert torch.equal(basis, leading_projection(weight, 6, window))
+
+
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d(40), nn.BatchNorm2d(40, affine=False)])
+@pytest.mark.parametrize("block", [1, 8])
+def test_with_all_dimensions_svd_ranks_as_the_oracle(
+    norm: nn.BatchNorm2d | None, block: int
+) -> None:
+    found = []
+    for name in ("svd", "oracle"):
+        settings = replace(SETTINGS, selector=name, reduced_dimension=1000, block=block)
+        selector = conv_selector(settings)
+        if norm is not None:
+            norm = norm.double()
+            for i, value in enumerate((norm.running_mean, norm.running_var, norm.weight)):
+                if value is not None:
+                    value.data.copy_(torch.linspace(0.2, 1 + i, 40))
+            selector.rank_after(norm)
+        found.append(selector.scores(_input()))
+    estimated, true = found
+    # What remains is the rounding to 8 bits.
+    torch.testing.assert_close(estimated, true, rtol=0.05, atol=0.03 * float(true.abs().max()))
+    layer = selector._layer_of[0]
+    y = F.conv2d(_input(), layer.weight, layer.bias, (2, 1), (1, 0), (1, 2))
+    y = y if norm is None else norm.eval()(y)
+    rows = y.permute(0, 2, 3, 1).reshape(-1, 40)
+    expected = rows if block == 1 else rows.relu().view(-1, 5, 8).sum(2)
+    torch.testing.assert_close(true, expected)
+
+
+def test_random_estimates_have_the_scale_of_the_outputs() -> None:
+    slopes = []
+    for seed in range(40):
+        selector = conv_selector(replace(SETTINGS, block=1), seed=seed)
+        layer = selector._layer_of[0]
+        y = F.conv2d(_input(), layer.weight, layer.bias, (2, 1), (1, 0), (1, 2))
+        rows = y.detach().permute(0, 2, 3, 1).reshape(-1, 40)
+        slopes.append(float((selector.scores(_input()) * rows).sum() / rows.square().sum()))
+    assert sum(slopes) / len(slopes) == pytest.approx(1, abs=0.1)
 
 
 def test_shapes_of_the_pixel_form() -> None:

@@ -44,6 +44,7 @@ def drs_scores(
     projection: Tensor,
     projected: Tensor,
     unit: Tensor | None,
+    offset: Tensor | None,
     out_channels: int,
     block: int,
     kernel: Sequence[int],
@@ -58,7 +59,7 @@ def drs_scores(
         # The published window form is dense matrix products by nature: torch's are as good as any.
         window = (kernel, stride, padding, dilation)
         return reference.drs_scores(
-            *source, projection, projected, unit, out_channels, block, *window
+            *source, projection, projected, unit, offset, out_channels, block, *window
         )
     target = conv_output_size(size, kernel, stride, padding, dilation)
     batch = x.shape[0] if rowptr is None else (rowptr.shape[0] - 1) // (size[1] * size[2])
@@ -78,13 +79,18 @@ def drs_scores(
         rows if rows.dtype == torch.float32 else rows.view(torch.int32),
         weight,
         first,
-        F.pad(unit.to(torch.float32), (0, weight.shape[2] - unit.shape[0])).contiguous(),
+        _filled(unit, weight.shape[2]),
+        torch.zeros(weight.shape[2]) if offset is None else _filled(offset, weight.shape[2]),
         step,
         scores,
         geometry.table(),
         geometry.source_area,
     )
     return scores
+
+
+def _filled(values: Tensor, length: int) -> Tensor:
+    return F.pad(values.detach().to(torch.float32), (0, length - values.shape[0])).contiguous()
 
 
 def _score_weight(projected: Tensor, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ from dsgc.codegen.tiles import VECTOR
 
 def byte_scores(b: int, members: int, columns: int) -> Any:
     """Low-dimensional convolution of rounded rows, reduced to one score a block before anything is
-    written: ``scores[p, block]`` = the sum of ``relu(estimate)`` over the block (block 1: the
-    estimate itself).
+    written: ``scores[p, block]`` = the sum of ``relu(estimate + offset)`` over the block (block 1:
+    without relu).
 
     Rows are bytes around 128; ``first[channel]`` is what takes the 128 away again. A register tile
     is ``members`` positions by ``columns`` channels; each instruction adds four products a channel.
@@ -27,6 +27,7 @@ def byte_scores(b: int, members: int, columns: int) -> Any:
         w_h: T.handle,
         first_h: T.handle,
         unit_h: T.handle,
+        offset_h: T.handle,
         step_h: T.handle,
         scores_h: T.handle,
         table_h: T.handle,
@@ -46,6 +47,7 @@ def byte_scores(b: int, members: int, columns: int) -> Any:
         w = T.match_buffer(w_h, (taps, fours, channels), "int32", align=4)
         first = T.match_buffer(first_h, (channels,), "int32", align=4)
         unit = T.match_buffer(unit_h, (channels,), "float32", align=4)
+        offset = T.match_buffer(offset_h, (channels,), "float32", align=4)
         step = T.match_buffer(step_h, (samples,), "float32", align=4)
         scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
         for group in T.parallel((positions + (members - 1)) // members):
@@ -95,7 +97,7 @@ def byte_scores(b: int, members: int, columns: int) -> Any:
                         p: T.let = group * members + side * (members // 2) + u
                         if p < positions:
                             worth: T.let = step[place[0, side * (members // 2) + u]]
-                            write_scores(z, worth, scores, p, tile, blocks, b, columns)
+                            write_scores(z, worth, offset, scores, p, tile, blocks, b, columns)
 
     return kernel
 
@@ -114,8 +116,12 @@ def dot_bytes(acc: Any, row: Any, weights: Any) -> Any:
 
 
 @T.macro
-def write_scores(z, worth, scores, p, tile, blocks, b, columns):  # type: ignore[no-untyped-def]
-    """Sums ``relu(z)`` over blocks of ``b`` of a register tile, times ``worth`` (a macro)."""
+def write_scores(  # type: ignore[no-untyped-def]
+    z, worth, offset, scores, p, tile, blocks, b, columns
+):
+    """Sums ``relu(z * worth + offset)`` over blocks of ``b`` of a register tile (a macro)."""
+    for v in T.vectorized(columns):
+        z[v] = z[v] * worth + offset[tile * columns + v]
     if b > 1:
         for v in T.vectorized(columns):
             z[v] = T.Select(z[v] < T.float32(0), T.float32(0), z[v])
@@ -129,11 +135,11 @@ def write_scores(z, worth, scores, p, tile, blocks, b, columns):  # type: ignore
         if b >= 8:
             for v in T.vectorized(4):
                 z[n * b + v] = z[n * b + v] + z[n * b + 4 + v]
-            scores[p, tile * (columns // b) + n] = worth * (
-                (z[n * b] + z[n * b + 1]) + (z[n * b + 2] + z[n * b + 3])
+            scores[p, tile * (columns // b) + n] = (z[n * b] + z[n * b + 1]) + (
+                z[n * b + 2] + z[n * b + 3]
             )
         else:
-            scores[p, tile * (columns // b) + n] = worth * z[n]
+            scores[p, tile * (columns // b) + n] = z[n]
 
 
 def float_scores(b: int, members: int, columns: int) -> Any:
@@ -149,6 +155,7 @@ def float_scores(b: int, members: int, columns: int) -> Any:
         w_h: T.handle,
         first_h: T.handle,
         unit_h: T.handle,
+        offset_h: T.handle,
         step_h: T.handle,
         scores_h: T.handle,
         table_h: T.handle,
@@ -168,6 +175,7 @@ def float_scores(b: int, members: int, columns: int) -> Any:
         w = T.match_buffer(w_h, (taps, depth, channels), "float32", align=4)
         first = T.match_buffer(first_h, (channels,), "float32", align=4)
         unit = T.match_buffer(unit_h, (channels,), "float32", align=4)
+        offset = T.match_buffer(offset_h, (channels,), "float32", align=4)
         step = T.match_buffer(step_h, (samples,), "float32", align=4)
         scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
         for group in T.parallel((positions + (members - 1)) // members):
@@ -192,6 +200,6 @@ def float_scores(b: int, members: int, columns: int) -> Any:
                         p: T.let = group * members + side * half + u
                         if p < positions:
                             worth: T.let = step[place[0, side * half + u]]
-                            write_scores(z, worth, scores, p, tile, blocks, b, columns)
+                            write_scores(z, worth, offset, scores, p, tile, blocks, b, columns)
 
     return kernel

@@ -42,6 +42,7 @@ def drs_scores(
     projection: Tensor,
     projected: Tensor,
     unit: Tensor | None,
+    offset: Tensor | None,
     out_channels: int,
     block: int,
     kernel: Sequence[int],
@@ -54,7 +55,7 @@ def drs_scores(
     Pixel form: projection [C, d]; the projected weight [R*S, d, Kp] with Kp >= K is int8 and counts
     in units [Kp] of its neuron. Projected pixels are rounded to 8 bits as well, see `round_pixels`.
     Window form (as published): projection [C*R*S, k] in the order of `unfold`, projected [k, K], no
-    unit.
+    unit. An offset [K] is added to the estimates before they become scores.
     """
     dense = unpack(x, index, rowptr, scale, shift, act, size)
     height, width = conv_output_size(size, kernel, stride, padding, dilation)
@@ -65,14 +66,19 @@ def drs_scores(
         ).transpose(1, 2)
         estimate = (windows @ matrix) @ projected.to(x.dtype)
         estimate = estimate.transpose(1, 2).view(-1, out_channels, height, width)
-        return block_scores(estimate, block)
+        return block_scores(_moved(estimate, offset), block)
     if unit is None:
         raise ValueError("the pixel form needs the unit of every projected neuron")
     levels, step = round_pixels(torch.einsum("nchw,cd->ndhw", dense, matrix))
     taps = projected[..., :out_channels].to(x.dtype).permute(2, 1, 0)
     weight = taps.reshape(out_channels, -1, kernel[0], kernel[1])
     estimate = F.conv2d(levels, weight, None, stride, padding, dilation)
-    return block_scores(estimate * unit[:out_channels].to(x.dtype).view(-1, 1, 1) * step, block)
+    estimate = estimate * unit[:out_channels].to(x.dtype).view(-1, 1, 1) * step
+    return block_scores(_moved(estimate, offset), block)
+
+
+def _moved(estimate: Tensor, offset: Tensor | None) -> Tensor:
+    return estimate if offset is None else estimate + offset.to(estimate.dtype).view(-1, 1, 1)
 
 
 def round_pixels(pixels: Tensor) -> tuple[Tensor, Tensor]:
