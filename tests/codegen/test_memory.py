@@ -125,3 +125,19 @@ def test_what_was_made_of_a_tensor_is_made_once(libraries: Libraries) -> None:
     assert libraries.remember(y, "double", make) is not first
     assert libraries.remember(x, "again", make) is not first
     assert len(calls) == 3
+
+
+def test_what_was_made_of_a_tensor_follows_what_is_written_to_it(libraries: Libraries) -> None:
+    x = torch.ones(3)
+    kept = [libraries.remember(x, "double", lambda tensor: tensor * 2)]
+    x.copy_(torch.full((3,), 5.0))
+    kept += [libraries.remember(x, "double", lambda tensor: tensor * 2) for _ in range(2)]
+    assert [float(one[0]) for one in kept] == [2.0, 10.0, 10.0]
+    assert kept[1] is kept[2]
+
+
+def test_an_inference_tensor_is_remembered_too(libraries: Libraries) -> None:
+    with torch.inference_mode():
+        x = torch.ones(3)
+    first = libraries.remember(x, "double", lambda tensor: tensor * 2)
+    assert libraries.remember(x, "double", lambda tensor: tensor * 2) is first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from math import prod
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ Kernel = Callable[..., None]
 _POOLED_BYTES = 1 << 20
 _RECALLED = 3
 Value = TypeVar("Value")
+_Remembered = MutableMapping[Tensor, dict[str, tuple[int, Any]]]
 
 
 class Libraries:
@@ -49,7 +50,7 @@ class Libraries:
         self.tuner = Tuner(lambda: cache.directory / (kernels_key("schedules", target) + ".json"))
         self._pool: dsgc_runtime.MemoryPool | None = None
         self._local = threading.local()
-        self._remembered: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._remembered: _Remembered = WeakTensorKeyDictionary()
 
     def __call__(self, family: Family, name: str) -> Kernel:
         """The kernel ``name`` of ``family``, built and loaded if need be.
@@ -91,16 +92,17 @@ class Libraries:
         return flat.as_strided(tensor.shape, tensor.stride())
 
     def remember(self, tensor: Tensor, use: str, make: Callable[[Tensor], Value]) -> Value:
-        """``make(tensor)``, made once for as long as the tensor lives.
+        """``make(tensor)``, made once for as long as the tensor lives, and again after torch has
+        written to it.
 
-        Only for tensors that nobody writes to.
+        Writes that torch does not count, those to inference tensors among them, go unnoticed.
         """
-        if tensor not in self._remembered:
-            self._remembered[tensor] = {}
-        kept: dict[str, Any] = self._remembered[tensor]
-        if use not in kept:
-            kept[use] = make(tensor)
-        value: Value = kept[use]
+        version = 0 if tensor.is_inference() else tensor._version
+        kept = self._remembered.setdefault(tensor, {})
+        found = kept.get(use)
+        if found is None or found[0] != version:
+            found = kept[use] = (version, make(tensor))
+        value: Value = found[1]
         return value
 
     def recall(self, tensor: Tensor, make: Callable[[Tensor], Value]) -> Value:

@@ -143,18 +143,13 @@ def _project(libraries: Libraries, source: Activation, projection: Tensor) -> tu
 
 
 def _matrix(libraries: Libraries, projection: Tensor, channels: int, lanes: int) -> Tensor:
-    """A projection [C, d] as float32 [channels, lanes], made once, and again when a checkpoint has
-    been loaded into it.
-    """
-    version = 0 if projection.is_inference() else projection._version
-    kept: dict[int, Tensor] = libraries.remember(
-        projection, f"matrix {channels} {lanes}", lambda _: {}
-    )
-    if version not in kept:
-        missing = (0, lanes - projection.shape[1], 0, channels - projection.shape[0])
-        kept.clear()
-        kept[version] = F.pad(projection.to(torch.float32), missing).contiguous()
-    return kept[version]
+    """A projection [C, d] as float32 [channels, lanes]."""
+    missing = (0, lanes - projection.shape[1], 0, channels - projection.shape[0])
+
+    def make(matrix: Tensor) -> Tensor:
+        return F.pad(matrix.to(torch.float32), missing).contiguous()
+
+    return libraries.remember(projection, f"matrix {channels} {lanes}", make)
 
 
 def _round(
