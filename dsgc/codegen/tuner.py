@@ -54,22 +54,22 @@ class Tuner:
         default = next(iter(candidates))
         if len(candidates) == 1 or os.environ.get("DSGC_TUNE") == "0":
             return candidates[default]()
-        threads = torch.get_num_threads()
-        known = self._known().get(f"{key} threads={threads}")
-        if known is not None and known in candidates:
-            return candidates[known]()
-        if self._left <= 0:
-            return candidates[default]()
-        with self._lock:
-            return self._try(f"{key} threads={threads}", default, candidates)
+        key = f"{key} threads={torch.get_num_threads()}"
+        best = self._known().get(key, "")
+        if best not in candidates:
+            with self._lock:
+                # Another thread may have tried it while this one waited.
+                best = self._known().get(key, "")
+                if best not in candidates:
+                    best = self._try(key, default, candidates) if self._left > 0 else default
+        return candidates[best]()
 
     def choices(self) -> Mapping[str, str]:
         """What was chosen, by key: here and in the processes whose choices were read."""
         return dict(self._known())
 
-    def _try(
-        self, key: str, default: str, candidates: Mapping[str, Callable[[], Result]]
-    ) -> Result:
+    def _try(self, key: str, default: str, candidates: Mapping[str, Callable[[], object]]) -> str:
+        """The name of the best candidate, which is kept."""
         begun = time.perf_counter()
         for work in candidates.values():
             work()
@@ -87,7 +87,7 @@ class Tuner:
         self._left -= time.perf_counter() - begun
         _log.info("%s: %s, of %s", key, best, times)
         self._keep(key, best)
-        return candidates[best]()
+        return best
 
     def _known(self) -> dict[str, str]:
         if self._choices is None:
@@ -102,11 +102,10 @@ class Tuner:
             # Another process may have added its own since; what both tried may be either's.
             together = {**_read(place), **choices}
             place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=place.parent, prefix=place.name, delete=False, encoding="utf-8"
-            ) as file:
-                json.dump(together, file, indent=1, sort_keys=True)
-            Path(file.name).replace(place)
+            with tempfile.TemporaryDirectory(dir=place.parent, prefix=place.name) as scratch:
+                file = Path(scratch) / place.name
+                file.write_text(json.dumps(together, indent=1, sort_keys=True), encoding="utf-8")
+                file.replace(place)
         except OSError as error:
             _log.info("choices are not kept on disk: %s", error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,33 @@ def test_a_place_that_cannot_be_written_costs_nothing_but_the_file(tmp_path: Pat
     ways, tuner = Ways(default=SLOW, other=FAST), Tuner(lambda: tmp_path / "file" / "below.json")
     assert tuner.run("layer", ways.candidates) == "other"
     assert tuner.run("layer", ways.candidates) == "other"
+
+
+def test_nothing_is_left_over_when_writing_fails(place: Path) -> None:
+    place.mkdir(parents=True)  # a directory is not replaced by a file
+    ways = Ways(default=SLOW, other=FAST)
+    assert Tuner(lambda: place).run("layer", ways.candidates) == "other"
+    assert list(place.parent.iterdir()) == [place]
+    assert list(place.iterdir()) == []
+
+
+def test_threads_that_meet_a_layer_together_try_it_once(place: Path) -> None:
+    tuner, ways = Tuner(lambda: place), Ways(default=SLOW, other=FAST)
+    start, found = threading.Barrier(2), []
+
+    def work() -> None:
+        start.wait()
+        found.append(tuner.run("layer", ways.candidates))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == ["other"] * 2
+    alone = Ways(default=SLOW, other=FAST)
+    Tuner(lambda: place.with_name("alone.json")).run("layer", alone.candidates)
+    assert ways.runs == {"default": alone.runs["default"], "other": alone.runs["other"] + 1}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
