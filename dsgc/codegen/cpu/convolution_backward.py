@@ -165,36 +165,41 @@ def _data_gradient(
     geometry: Geometry,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Through the convolution and the source's activation; ``geometry`` is the forward one."""
-    swapped = weight.detach().transpose(0, 1)
-    inputs = swapped.shape[0]
-    if is_few_rows(weight, target, grad.shape[1], geometry):
-        rows = row_data_gradient(libraries, grad, source, weight, target)
-        if source.index is not None:
-            return _selected_gradient(libraries, rows, source)
-        dense = as_dense(rows, source.x.shape[0], source.size, 1)
-        return _activated_gradient(libraries, dense, source)
-    if source.index is None or source.rowptr is None:
-        dense = _dense_data_gradient(libraries, grad, source, swapped, target, geometry)
-        return _activated_gradient(libraries, dense, source)
-    backward = geometry.transposed()
-    chosen = selection(libraries, source.index, source.rowptr)
-    bi = source.x.shape[1]
-    if bi == 1 and grad.shape[1] == 1 and _is_denser(chosen, inputs, target, weight.shape[0]):
-        rows = neuron_data_gradient(libraries, grad, chosen.positions, weight, target, backward)
-        return _selected_gradient(libraries, rows, source)
+    if _wants_every_channel(libraries, grad, source, weight, target, geometry):
+        rows = _gradient_rows(libraries, grad, source, weight, target, geometry)
+        return _from_rows(libraries, rows, source)
+    chosen = packed_selection(libraries, source)
+    (outputs, inputs), bi, bo = weight.shape[:2], source.x.shape[1], grad.shape[1]
+    swapped, backward = weight.detach().transpose(0, 1), geometry.transposed()
     if bi == 1:
-        upstream = Activation(
-            grad, target.ids, target.rowptr, None, None, "identity", (weight.shape[0], 1, 1)
-        )
+        size = (outputs, 1, 1)
+        upstream = Activation(grad, target.ids, target.rowptr, None, None, "identity", size)
         dx = neuron_convolution(libraries, upstream, swapped, None, chosen, backward)
-        return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
-    if nearly_dense(source) and grad.shape[1] > 1:
-        batch = target.positions // geometry.target_area
-        rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
-        return _selected_gradient(libraries, rows, source)
-    layer = Layer(backward, weight.shape[0], inputs, grad.shape[1], bi, target, chosen)
-    dx = packed_convolution(libraries, "data gradient", grad, swapped, None, layer)
+    else:
+        layer = Layer(backward, outputs, inputs, bo, bi, target, chosen)
+        dx = packed_convolution(libraries, "data gradient", grad, swapped, None, layer)
     return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
+
+
+def _wants_every_channel(
+    libraries: Libraries,
+    grad: Tensor,
+    source: Activation,
+    weight: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> bool:
+    """Whether all of the source's channels are present, or it costs less to get the gradient of all
+    than of those that are.
+    """
+    block = grad.shape[1]
+    if source.index is None or is_few_rows(weight, target, block, geometry):
+        return True
+    if block > 1:
+        return nearly_dense(source)
+    if source.x.shape[1] > 1:
+        return False
+    return _is_denser(packed_selection(libraries, source), weight.shape[1], target, weight.shape[0])
 
 
 def _is_denser(source: Selection, inputs: int, target: Selection, outputs: int) -> bool:
@@ -206,49 +211,44 @@ def _is_denser(source: Selection, inputs: int, target: Selection, outputs: int) 
     return read > _DENSER * made
 
 
-def _dense_data_gradient(
-    libraries: Libraries,
-    grad: Tensor,
-    source: Activation,
-    swapped: Tensor,
-    target: Selection,
-    geometry: Geometry,
-) -> Tensor:
-    """The gradient of a dense input, where every channel is a target; ``geometry`` goes from output
-    to input pixels.
-    """
-    batch = source.x.shape[0]
-    if grad.shape[1] == 1:
-        weight, backward = swapped.transpose(0, 1), geometry.transposed()
-        positions = batch * source.size[1] * source.size[2]
-        rows = neuron_data_gradient(libraries, grad, positions, weight, target, backward)
-        return as_dense(rows, batch, source.size, rows.shape[1])
-    rows = _gradient_rows(libraries, grad, source.size, batch, swapped, target, geometry)
-    return as_dense(rows, batch, source.size, GROUP * DENSE_BLOCK)
-
-
 def _gradient_rows(
     libraries: Libraries,
     grad: Tensor,
-    size: Sequence[int],
-    batch: int,
-    swapped: Tensor,
+    source: Activation,
+    weight: Tensor,
     target: Selection,
     geometry: Geometry,
 ) -> Tensor:
-    """The gradient of every input channel, rows [P, width]."""
-    area, block = geometry.target_area, grad.shape[1]
+    """The gradient of every input channel, selected or not: rows [P, C or more]."""
+    block = grad.shape[1]
+    if is_few_rows(weight, target, block, geometry):
+        return row_data_gradient(libraries, grad, source, weight, target)
+    batch = target.positions // geometry.target_area
+    if block == 1:
+        positions, backward = batch * geometry.source_area, geometry.transposed()
+        return neuron_data_gradient(libraries, grad, positions, weight, target, backward)
+    return _dense_data_gradient(libraries, grad, batch, weight, target, geometry)
+
+
+def _dense_data_gradient(
+    libraries: Libraries,
+    grad: Tensor,
+    batch: int,
+    weight: Tensor,
+    target: Selection,
+    geometry: Geometry,
+) -> Tensor:
+    (outputs, inputs), block, area = weight.shape[:2], grad.shape[1], geometry.target_area
     # Enough samples a task that the positions of a list are worth a block of weights.
-    samples = max(1, min(batch, _LIST_POSITIONS // max(area, 1)))
-    blocks = ceil_div(swapped.shape[1], block)
-    lists = by_block(libraries, target, blocks, area, tile=max(1, samples * area))
-    groups = ceil_div(size[0], DENSE_BLOCK * GROUP)
-    weight = blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP)
-    shape = (batch * size[1] * size[2], groups, GROUP, DENSE_BLOCK)
+    samples = max(1, min(batch, _LIST_POSITIONS // area))
+    lists = by_block(libraries, target, ceil_div(outputs, block), area, tile=samples * area)
+    groups = ceil_div(inputs, DENSE_BLOCK * GROUP)
+    swapped = weight.detach().transpose(0, 1)
+    shape = (batch * geometry.source_area, groups, GROUP, DENSE_BLOCK)
     dx = libraries.empty(*shape)
     libraries(families.dense(block), f"dense_data_gradient_{block}")(
         grad,
-        weight,
+        blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP),
         *lists,
         dx,
         geometry.table(),
@@ -258,26 +258,22 @@ def _gradient_rows(
     return dx.view(shape[0], -1)
 
 
-def _activated_gradient(
-    libraries: Libraries, dense: Tensor, source: Activation
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Through the activation of a dense source; ``dense`` is used up."""
-    if source.act == "identity":
-        return dense, dense.new_empty(0), dense.new_empty(0)
-    return activate_backward(libraries, dense, *source, own=True)
-
-
-def _selected_gradient(
+def _from_rows(
     libraries: Libraries, rows: Tensor, source: Activation
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the gradient of every channel, rows [P, C or more], what a packed source selected; and
-    through its activation.
+    """Of the gradient of every channel, rows [P, C or more], what the source holds; and through its
+    activation.
     """
+    if source.index is None:
+        dense = as_dense(rows, source.x.shape[0], source.size, rows.shape[1])
+        if source.act == "identity":
+            return dense, dense.new_empty(0), dense.new_empty(0)
+        return activate_backward(libraries, dense, *source, own=True)
     chosen = packed_selection(libraries, source)
     block = source.x.shape[1]
-    rows = padded_channels(rows, block)
+    padded = padded_channels(rows, block)
     dx = libraries.empty(*source.x.shape)
     libraries(families.blocked(block), f"pack_{block}")(
-        rows.view(rows.shape[0], -1, block), *chosen, dx
+        padded.view(padded.shape[0], -1, block), *chosen, dx
     )
     return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)
