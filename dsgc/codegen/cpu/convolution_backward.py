@@ -199,16 +199,10 @@ def _wants_every_channel(
         return nearly_dense(source)
     if source.x.shape[1] > 1:
         return False
-    return _is_denser(packed_selection(libraries, source), weight.shape[1], target, weight.shape[0])
-
-
-def _is_denser(source: Selection, inputs: int, target: Selection, outputs: int) -> bool:
-    """Whether so many of the source's neurons are present that it costs less to get the gradient of
-    all of them from the target's few than of each from all of the target's.
-    """
-    read = source.ids.shape[0] / max(1, source.positions * inputs)
-    made = target.ids.shape[0] / max(1, target.positions * outputs)
-    return read > _DENSER * made
+    # All neurons of the source from the target's few, or each present one from all of the target.
+    outputs, inputs = weight.shape[:2]
+    read = packed_selection(libraries, source).density(inputs)
+    return read > _DENSER * target.density(outputs)
 
 
 def _gradient_rows(

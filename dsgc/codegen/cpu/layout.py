@@ -30,6 +30,7 @@ __all__ = [
     "new_dense",
     "packed_selection",
     "padded_channels",
+    "row_pointers",
     "selection",
     "tasks_for",
 ]
@@ -51,6 +52,10 @@ class Selection(NamedTuple):
     @property
     def positions(self) -> int:
         return self.rowptr.shape[0] - 1
+
+    def density(self, blocks: int) -> float:
+        """The part present of ``blocks`` at every position."""
+        return self.ids.shape[0] / max(1, self.positions * blocks)
 
 
 class Lists(NamedTuple):
@@ -206,6 +211,13 @@ def every_block(positions: int, blocks: int) -> Selection:
     return Selection(index, rowptr)
 
 
+def row_pointers(counts: Tensor) -> Tensor:
+    """Where each of the lists that are ``counts`` long begins, one after the other, and the end."""
+    pointers = torch.zeros(counts.numel() + 1, dtype=torch.int32)
+    torch.cumsum(counts.view(-1), 0, dtype=torch.int32, out=pointers[1:])
+    return pointers
+
+
 def by_block(
     libraries: Libraries,
     chosen: Selection,
@@ -225,8 +237,7 @@ def by_block(
     tiles = ceil_div(positions, tile)
     counts = torch.empty((tiles, blocks), dtype=torch.int32)
     libraries(families.lists(), "count_lists")(index, rowptr, counts, tile)
-    start = torch.zeros(tiles * blocks + 1, dtype=torch.int32)
-    torch.cumsum(counts.view(-1), 0, dtype=torch.int32, out=start[1:])
+    start = row_pointers(counts)
     cursor = start[:-1].clone().view(tiles, blocks)
     slot = torch.empty(slots, dtype=torch.int32)
     sample, pixel = torch.empty((2, slots), dtype=torch.int32)

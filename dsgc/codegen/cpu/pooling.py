@@ -9,7 +9,13 @@ from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.activation import apply, apply_backward
-from dsgc.codegen.cpu.layout import Geometry, Selection, check_float32, selection
+from dsgc.codegen.cpu.layout import (
+    Geometry,
+    Selection,
+    check_float32,
+    row_pointers,
+    selection,
+)
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.ops.layout import is_bitmask, pool_output_size
 from dsgc.ops.spec import Activation
@@ -75,14 +81,13 @@ def pool2d(
     window = _window(size, kernel, stride, padding, ceil_mode)
     where = window.table(), window.source_area
     batch = chosen.positions // (height * width)
-    out_rowptr = torch.zeros(batch * window.target_area + 1, dtype=torch.int32)
-    counts = torch.empty(out_rowptr.shape[0] - 1, dtype=torch.int32)
+    counts = torch.empty(batch * window.target_area, dtype=torch.int32)
     channels = (size[0],) if block == 1 else ()  # what kernels of single neurons need to know
     if block == 1:
         libraries(families.blocked(1), "count_neurons")(*chosen, counts, *channels, *where)
     else:
         libraries(families.lists(), "count_union")(*chosen, counts, *where)
-    torch.cumsum(counts, 0, dtype=torch.int32, out=out_rowptr[1:])
+    out_rowptr = row_pointers(counts)
     slots = int(out_rowptr[-1])
     out_index = torch.empty(slots, dtype=torch.int32)
     out = libraries.empty(slots, block)

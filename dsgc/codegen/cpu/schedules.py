@@ -65,16 +65,12 @@ class Layer(NamedTuple):
     @property
     def read(self) -> float:
         """The part of the source's blocks that are present."""
-        return _density(self.source, ceil_div(self.inputs, self.bi))
+        return self.source.density(ceil_div(self.inputs, self.bi))
 
     @property
     def made(self) -> float:
         """The part of the target's blocks that are present."""
-        return _density(self.target, ceil_div(self.outputs, self.bo))
-
-
-def _density(chosen: Selection, blocks: int) -> float:
-    return chosen.ids.shape[0] / max(1, chosen.positions * blocks)
+        return self.target.density(ceil_div(self.outputs, self.bo))
 
 
 def _step(density: float) -> str:

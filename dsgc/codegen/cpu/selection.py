@@ -18,6 +18,7 @@ from dsgc.codegen.cpu.layout import (
     dense_rows,
     limits,
     padded_channels,
+    row_pointers,
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
@@ -202,6 +203,5 @@ def select_above(
     limit = threshold.to(torch.float32).contiguous()
     mark = libraries(families.lists(), "mark_above")
     mark(scores.contiguous(), limit, mask, counts, int(strict))
-    rowptr = torch.zeros(positions + 1, dtype=torch.int32)
-    torch.cumsum(counts, 0, dtype=torch.int32, out=rowptr[1:])
+    rowptr = row_pointers(counts)
     return mask if bits else selection(libraries, mask, rowptr).ids, rowptr
