@@ -154,14 +154,17 @@ class SparseModule(nn.Module):
         Raises:
             The same as `forward`.
         """
-        was_training = self.training
+        before = [(module, module.training) for module in (self, *self._dense[0].modules())]
+        bank = self._bank.training
         self.eval()
         try:
             with torch.no_grad(), self._bank.hold():
                 self(*args, **kwargs)
                 return self._bank.held(self._decisions)
         finally:
-            self.train(was_training)
+            self._bank.train(bank)  # also the selectors that were made just now
+            for module, mode in before:
+                module.training = mode
 
     def to_dense(self) -> nn.Module:
         """A dense model of the original class with these parameters and copies of the buffers."""

@@ -209,6 +209,22 @@ def test_selections_before_the_first_call() -> None:
     assert sparse_net().selections(X).keys() == {"conv1", "conv2"}
 
 
+@pytest.mark.parametrize("called", [False, True])
+def test_selections_leave_every_module_its_own_mode(called: bool) -> None:
+    sparse = sparse_net().train()
+    sparse.get_submodule("norm1").eval()
+    if called:
+        sparse(X)
+    sparse.selections(X)
+    evaluating = [name for name, module in sparse.named_modules() if not module.training]
+    assert evaluating == ["norm1"]
+    sparse.eval()
+    sparse.get_submodule("norm1").train()
+    sparse.selections(X)
+    training = [name for name, module in sparse.named_modules() if module.training]
+    assert training == ["norm1"]
+
+
 def test_all_winners_is_the_dense_model() -> None:
     """With a warm-up the first step keeps everything: results are those of the dense model."""
     sparse = sparse_net(schedule="linear", warmup_steps=4, bn_stats="all")
