@@ -216,8 +216,9 @@ class _Lowering:
             if elementwise(node) == "relu" and len(readers) == 1 and self.defers_norm(readers[0]):
                 return self.relu(value)
             return None
-        waits = isinstance(source, Deferred) and source.selection is None and source.act == "relu"
-        if waits and isinstance(source, Deferred) and self.defers_norm(node):
+        if not isinstance(source, Deferred) or source.selection is not None:
+            return None
+        if source.act == "relu" and self.defers_norm(node):
             return self.affine(source, batch_norm(node), "all")
         return None
 
