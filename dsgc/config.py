@@ -308,10 +308,9 @@ class SparsityConfig:
             else getattr(self, key)
             for key in _SHARED
         }
-        block = values["block"]
-        if block == "auto":
-            block = _WIDE_BLOCK if out_channels >= _WIDE_CHANNELS else _NARROW_BLOCK
-        values.update(block=block)
+        if values["block"] == "auto":
+            wide = out_channels >= _WIDE_CHANNELS
+            values["block"] = _WIDE_BLOCK if wide else _NARROW_BLOCK
         return LayerSettings(name=name, tile=tile, seed=self.seed, **values)
 
     def schedule_factor(self, step: int) -> float:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Cifar10", "DataError", "batches", "load"]
+__all__ = ["Cifar10", "DataError", "batches", "load", "normalized"]
 
 SIZE = 32
 _BYTES = 3 * SIZE * SIZE

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dsgc.codegen import families
-from dsgc.codegen.cpu.activation import (
-    apply,
-    padded_source,
-)
+from dsgc.codegen.cpu.activation import apply, padded_source
 from dsgc.codegen.cpu.layout import (
     Geometry,
     Selection,
@@ -127,7 +124,6 @@ def conv2d(
         return row_products(libraries, source, weight, bias, target, block)
     if block == 1:
         return neuron_convolution(libraries, source, weight, bias, target, geometry)
-
     if nearly_dense(source):
         return _dense_convolution(libraries, source, weight, bias, target, geometry, block)
     chosen = packed_selection(libraries, source)
