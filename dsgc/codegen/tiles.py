@@ -15,6 +15,7 @@ __all__ = [
     "SCORE_CHANNELS",
     "STEM_COLUMNS",
     "VECTOR",
+    "suits_few_rows",
 ]
 
 VECTOR = 16  # lanes that kernels of the search work on at a time
@@ -29,3 +30,8 @@ ROW_LANES = 16  # inputs of a linear layer of few rows that are a vector
 ROW_STRIP = 16  # such vectors that a task takes at a time
 PROJECTED_LANES = 8  # a projected row is a whole number of these
 SCORE_CHANNELS = 64  # projected weights are padded to whole register tiles of any target
+
+
+def suits_few_rows(rows: int, inputs: int, outputs: int, block: int) -> bool:
+    """Whether the kernels of linear layers of few rows take a layer of this size."""
+    return rows <= FEW_ROWS and inputs % ROW_LANES == 0 and outputs % block == 0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from dsgc.codegen.tiles import FEW_ROWS, ROW_LANES
+from dsgc.codegen.tiles import suits_few_rows
 from dsgc.passes.context import Context, LayerDecision
 from dsgc.passes.geometry import Geometry, conv_padding, search_cost
 from dsgc.passes.patterns import (
@@ -137,15 +137,16 @@ def _decide(
     chosen = replace(dense, search_macs=search, settings=settings, geometry=geometry)
     if rule is not None and rule.sparsity is not None:
         return replace(chosen, sparse=True, reason=f"rule {rule.text!r} asks for it")
-    refusal = _refusal(chosen, geometry, settings.block, node in final)
+    block, made = settings.block, 1.0 - settings.sparsity
+    refusal = _refusal(chosen, geometry, block, node in final)
     if refusal:
         return replace(dense, reason=refusal)
     shape = shape_of(node)
     rows = positions * (shape[0] if shape else 1)
-    if _reads_stored_weights(chosen, geometry, rows):
-        loss = _row_loss(geometry, cost, density, 1.0 - settings.sparsity, rows)
+    if kind == "Linear" and suits_few_rows(rows, geometry.window, geometry.out_channels, block):
+        loss = _row_loss(geometry, cost, density, made, rows)
     else:
-        loss = _loss(geometry, cost, density, 1.0 - settings.sparsity, rows, settings.block)
+        loss = _loss(geometry, cost, density, made, rows, block)
     if loss:
         return replace(dense, reason=loss, too_dear=True)
     return replace(chosen, sparse=True, reason="it pays")
@@ -170,10 +171,11 @@ def _loss(
     """
     inputs = geometry.in_channels
     touch = _touch(geometry, read, made)
-    # A packed kernel of which too little is left out reads a dense map instead.
-    work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK * 1.1))
     if block == 1:
         work = made * _NEURON_WORK
+    else:
+        # A packed kernel of which too little is left out reads a dense map instead.
+        work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK * 1.1))
     weights = _RELAYOUT / max(1, rows) + _calls(geometry, rows)
     parts: tuple[float, ...] = (_SEARCH * search, work, touch, weights)
     if geometry.window == inputs and geometry.map_size is None and rows < _STREAM_ROWS:
@@ -187,17 +189,6 @@ def _row_loss(geometry: Geometry, search: float, read: float, made: float, rows:
     touch = _touch(geometry, read, made)
     calls = _ROW_CALLS * _calls(geometry, rows)
     return _verdict((_SEARCH * search, _ROW_WORK * made, touch, calls))
-
-
-def _reads_stored_weights(layer: LayerDecision, geometry: Geometry, rows: int) -> bool:
-    """Whether the kernels of linear layers of few rows will serve it."""
-    return (
-        layer.kind == "Linear"
-        and rows <= FEW_ROWS
-        and geometry.window % ROW_LANES == 0
-        and layer.settings is not None
-        and geometry.out_channels % layer.settings.block == 0
-    )
 
 
 def _touch(geometry: Geometry, read: float, made: float) -> float:

@@ -8,7 +8,7 @@ from dsgc.codegen import families
 from dsgc.codegen.cpu.activation import padded_source
 from dsgc.codegen.cpu.layout import Geometry, Selection, blocks_of, by_block
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.tiles import FEW_ROWS, ROW_LANES
+from dsgc.codegen.tiles import ROW_LANES, suits_few_rows
 from dsgc.ops.spec import Activation
 
 __all__ = ["is_few_rows", "row_data_gradient", "row_products", "row_weight_gradient"]
@@ -17,7 +17,7 @@ __all__ = ["is_few_rows", "row_data_gradient", "row_products", "row_weight_gradi
 def is_few_rows(weight: Tensor, target: Selection, block: int, geometry: Geometry) -> bool:
     """Whether ``weight`` [K, C, R, S] meets few whole samples, and in an order that suits.
 
-    Beyond :data:`FEW_ROWS` samples it pays to lay weights out in blocks, as packed kernels can then
+    Beyond ``FEW_ROWS`` samples it pays to lay weights out in blocks, as packed kernels can then
     skip what the input leaves out.
     """
     return (
@@ -25,9 +25,8 @@ def is_few_rows(weight: Tensor, target: Selection, block: int, geometry: Geometr
         and geometry.source == geometry.kernel
         and geometry.off == (0, 0)
         and geometry.step == (1, 1)
-        and 0 < target.positions <= FEW_ROWS
-        and weight.shape[0] % block == 0
-        and weight[0].numel() % ROW_LANES == 0
+        and target.positions > 0
+        and suits_few_rows(target.positions, weight[0].numel(), weight.shape[0], block)
         and weight.is_contiguous()
     )
 
