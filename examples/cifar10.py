@@ -53,6 +53,7 @@ class Options:
     sparsity: float
     settings: dict[str, Any]
     warmup_epochs: float
+    dense_epochs: int
     bf16: bool
     train_images: int | None
     test_images: int | None
@@ -107,6 +108,7 @@ class Run:
     def epoch(self, progress: Progress) -> Epoch:
         """Train for one epoch and test."""
         number = len(self.epochs)
+        self._end_sparsity()
         task = progress.add_task(f"epoch {number + 1}/{self.options.epochs}", total=self.steps)
         self.model.train()
         loss_sum = torch.zeros((), device=self.device)
@@ -137,6 +139,12 @@ class Run:
         progress.remove_task(task)
         self.epochs.append(done)
         return done
+
+    def _end_sparsity(self) -> None:
+        """For the last epochs of a run that ends dense: the dense model, of the same parameters."""
+        rest = self.options.epochs - len(self.epochs)
+        if isinstance(self.model, dsgc.SparseModule) and rest <= self.options.dense_epochs:
+            self.model = self.model.to_dense()
 
     @torch.no_grad()
     def test(self) -> tuple[float, float]:
@@ -219,11 +227,13 @@ class Run:
             raise ValueError(
                 f"{place} was made with another {', '.join(other)}; choose another --out"
             )
+        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+        if self.options.epochs - len(self.epochs) < self.options.dense_epochs:
+            self._end_sparsity()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch"].cpu())
-        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.seconds = state["seconds"]
 
     def write(self, place: Path) -> None:
@@ -270,7 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(
         *(given.network, given.width, given.epochs, given.batch, given.rate, given.seed),
         *(given.sparsity, {k: v for k, v in settings.items() if v is not None}),
-        *(given.warmup_epochs, given.bf16, given.train_images, given.test_images),
+        *(given.warmup_epochs, given.dense_epochs, given.bf16),
+        *(given.train_images, given.test_images),
     )
     out = Path(given.out)
     try:
@@ -316,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=128)
     add("--rate", type=float, default=0.1, help="largest learning rate of the cycle")
     add("--warmup-epochs", type=float, default=0.0, help="over which sparsity grows")
+    add("--dense-epochs", type=int, default=0, help="the last ones, trained without sparsity")
     add("--seed", type=int, default=0)
     add("--block", type=int, help="channels selected together")
     add("--scope", choices=("position", "sample", "batch"))

@@ -88,21 +88,27 @@ def test_every_form_of_the_data_set_is_read(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", ["binary"], indirect=True)
-def test_a_stopped_run_ends_as_one_that_was_not(data: Path, tmp_path: Path) -> None:
-    sparse = ("--network", "vgg8", "--block", 8, "--sparsity", 0.5, "--epochs", 3, "--rate", 0.02)
+@pytest.mark.parametrize(("dense_epochs", "stop_after"), [(0, 1), (2, 2)])
+def test_a_stopped_run_ends_as_one_that_was_not(
+    data: Path, tmp_path: Path, dense_epochs: int, stop_after: int
+) -> None:
+    sparse = ("--width", 0.5, "--sparsity", 0.9, "--rate", 0.02, "--epochs", 3)
+    sparse = (*QUICK, *sparse, "--dense-epochs", dense_epochs)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run("cifar10.py", data, *sparse, "--out", whole, *QUICK)
-    first = run("cifar10.py", data, *sparse, "--stop-after", 1, "--out", parts, *QUICK)
+    run("cifar10.py", data, *sparse, "--out", whole)
+    first = run("cifar10.py", data, *sparse, "--stop-after", stop_after, "--out", parts)
     assert "epoch 1" in first.stderr
-    second = run("cifar10.py", data, *sparse, "--out", parts, *QUICK)
+    second = run("cifar10.py", data, *sparse, "--out", parts)
     assert "epoch 1:" not in second.stderr
     assert "epoch 3" in second.stderr
     results = [json.loads((out / "results.json").read_text()) for out in (whole, parts)]
     for result in results:
+        sparse_epochs = [bool(epoch["layers"]) for epoch in result["epochs"]]
+        assert sparse_epochs == [True] * (3 - dense_epochs) + [False] * dense_epochs
         for epoch in result["epochs"]:
             del epoch["seconds"]
     assert results[0] == results[1]
-    refused = run("cifar10.py", data, *sparse, "--seed", 1, "--out", parts, *QUICK, expect=2)
+    refused = run("cifar10.py", data, *sparse, "--seed", 1, "--out", parts, expect=2)
     assert "seed" in refused.stderr
     run("cifar10_plots.py", whole, parts, "--out", tmp_path / "runs.png")
     assert (tmp_path / "runs.png").stat().st_size > 10_000
