@@ -35,7 +35,16 @@ from dsgc import zoo
 from dsgc.measure import channels_last
 from dsgc.multiply_adds import count_multiply_adds
 
-_SPARSITY_FIELDS = ("block", "scope", "selector", "projection", "ranking", "bn_stats", "share_pool")
+_SPARSITY_FIELDS = (
+    "block",
+    "scope",
+    "selector",
+    "projection",
+    "ranking",
+    "refresh",
+    "bn_stats",
+    "share_pool",
+)
 _TEST_BATCH = 500
 _LOOKED_AT = 256  # test images whose selections are written down
 
@@ -334,6 +343,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--selector", choices=("drs", "oracle", "random"))
     add("--projection", choices=("pixel", "window"))
     add("--ranking", choices=("normalized", "raw"))
+    add("--refresh", type=int, help="steps between two projections of the weights")
     add("--bn-stats", choices=("active", "all"))
     add("--share-pool", action="store_const", const=True, help="one selection a pooling window")
     add("--bf16", action="store_true", help="autocast to bfloat16 (reference backend and dense)")

@@ -92,8 +92,8 @@ def test_every_form_of_the_data_set_is_read(data: Path, tmp_path: Path) -> None:
 def test_a_stopped_run_ends_as_one_that_was_not(
     data: Path, tmp_path: Path, dense_epochs: int, stop_after: int
 ) -> None:
-    sparse = ("--width", 0.5, "--sparsity", 0.9, "--rate", 0.02, "--epochs", 3)
-    sparse = (*QUICK, *sparse, "--dense-epochs", dense_epochs)
+    options = ("--width", 0.5, "--sparsity", 0.9, "--rate", 0.02, "--epochs", 3)
+    sparse = (*QUICK, *options, "--dense-epochs", dense_epochs)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run("cifar10.py", data, *sparse, "--out", whole)
     first = run("cifar10.py", data, *sparse, "--stop-after", stop_after, "--out", parts)
@@ -110,6 +110,8 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     assert results[0] == results[1]
     refused = run("cifar10.py", data, *sparse, "--seed", 1, "--out", parts, expect=2)
     assert "seed" in refused.stderr
+    searched = run("cifar10_search.py", data, whole, expect=2 if dense_epochs else 0)
+    assert "is not sparse" in searched.stderr if dense_epochs else "svd" in searched.stdout
     run("cifar10_plots.py", whole, parts, "--out", tmp_path / "runs.png")
     assert (tmp_path / "runs.png").stat().st_size > 10_000
 

@@ -98,9 +98,19 @@ class Selector(nn.Module):
         self.refresh()
 
     @property
+    def layer(self) -> nn.Conv2d | nn.Linear:
+        """The layer whose outputs are selected."""
+        return self._layer_of[0]
+
+    @property
+    def norm(self) -> _NormBase | None:
+        """The batch norm that the ranking follows, see `rank_after`."""
+        return self._norm_of[0] if self._norm_of else None
+
+    @property
     def weight(self) -> Tensor:
         """The layer's weight as [K, C, R, S]."""
-        return self._layer_of[0].weight.reshape(self.out_channels, self.in_channels, *self.kernel)
+        return self.layer.weight.reshape(self.out_channels, self.in_channels, *self.kernel)
 
     @property
     def by_window(self) -> bool:
@@ -144,8 +154,8 @@ class Selector(nn.Module):
 
     def _ranked(self) -> tuple[Tensor | None, Tensor | None]:
         """Scale and offset [K] that make what is ranked of a product of input and weight."""
-        bias = self._layer_of[0].bias
-        norm = self._norm_of[0] if self._norm_of else None
+        bias = self.layer.bias
+        norm = self.norm
         if norm is None or norm.running_var is None or norm.running_mean is None:
             return None, bias
         scale = torch.rsqrt(norm.running_var + norm.eps)
@@ -230,7 +240,7 @@ class Selector(nn.Module):
     def _maps(self, x: Tensor) -> Tensor:
         """x as maps [N, C, H, W] in the weight's dtype; each row of a linear layer is a map."""
         x = x.detach().to(self.weight.dtype)
-        if isinstance(self._layer_of[0], nn.Linear):
+        if isinstance(self.layer, nn.Linear):
             return x.reshape(-1, self.in_channels, *self.kernel)
         return x
 

@@ -153,7 +153,7 @@ def test_with_all_dimensions_svd_ranks_as_the_oracle(
     estimated, true = found
     # What remains is the rounding to 8 bits.
     torch.testing.assert_close(estimated, true, rtol=0.05, atol=0.03 * float(true.abs().max()))
-    layer = selector._layer_of[0]
+    layer = selector.layer
     y = F.conv2d(_input(), layer.weight, layer.bias, (2, 1), (1, 0), (1, 2))
     y = y if norm is None else norm.eval()(y)
     rows = y.permute(0, 2, 3, 1).reshape(-1, 40)
@@ -165,7 +165,7 @@ def test_random_estimates_have_the_scale_of_the_outputs() -> None:
     slopes = []
     for seed in range(40):
         selector = conv_selector(replace(SETTINGS, block=1), seed=seed)
-        layer = selector._layer_of[0]
+        layer = selector.layer
         y = F.conv2d(_input(), layer.weight, layer.bias, (2, 1), (1, 0), (1, 2))
         rows = y.detach().permute(0, 2, 3, 1).reshape(-1, 40)
         slopes.append(float((selector.scores(_input()) * rows).sum() / rows.square().sum()))
