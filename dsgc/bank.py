@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from dsgc.passes.insert_selection import selector_target
 from dsgc.select import Selector
 
 __all__ = ["SelectorBank"]
+
+_SAMPLES = 50  # whose cost a layer's projection may have without being made less often
 
 
 class SelectorBank(nn.Module):
@@ -59,6 +62,7 @@ class SelectorBank(nn.Module):
             dilation=geometry.dilation,
             in_channels=geometry.in_channels,
         )
+        selector.rarely = _rarely(decision, selector)
         selector.train(self.training)
         # Not add_module: it refuses layers called like a method of Module ("type", "half").
         self._modules[key] = selector
@@ -108,8 +112,8 @@ class SelectorBank(nn.Module):
             self.share_out(decisions)
         for selector in self.selectors:
             selector.step = now
-        if now % self.config.refresh == 0:
-            self.refresh()
+            if now % (self.config.refresh * selector.rarely) == 0:
+                selector.refresh()
 
     def refresh(self) -> None:
         """Project the current weights of every layer."""
@@ -154,3 +158,14 @@ class SelectorBank(nn.Module):
                 self.step.copy_(value)
             elif key.startswith(prefix) and name.partition(".")[0] not in self._modules:
                 self.pending[name] = value.detach().clone()
+
+
+def _rarely(decision: LayerDecision, selector: Selector) -> int:
+    """A projection that costs as much as N samples is made N / 50 times less often than others.
+
+    A projection reads the weight about twice a dimension, a sample once a position.
+    """
+    if not decision.macs:
+        return 1
+    positions = decision.macs / selector.weight.numel()
+    return max(1, ceil(2 * selector.reduced[1] / positions / _SAMPLES))

@@ -235,7 +235,8 @@ class SparsityConfig:
             running statistics, or "raw" (as published).
         epsilon: accuracy of drs, sets the reduced dimension.
         reduced_dimension: overrides the reduced dimension that follows from epsilon.
-        refresh: training steps between two projections of the weights.
+        refresh: training steps between two projections of the weights; more for layers whose
+            projection costs as much as very many samples, which linear ones may have.
         bn_stats: batch statistics over "active" entries, or over "all" (the published rule).
         share_pool: one selection for each window of the pooling that follows.
         schedule: how sparsity grows from 0 over `warmup_steps`; "cubic" is Zhu & Gupta 2017
@@ -256,7 +257,7 @@ class SparsityConfig:
     ranking: str = "normalized"
     epsilon: float = 0.5
     reduced_dimension: int | None = None
-    refresh: int = 50
+    refresh: int = 10
     bn_stats: str = "active"
     share_pool: bool = False
     schedule: str = "constant"

@@ -42,6 +42,7 @@ _SPARSITY_FIELDS = (
     "projection",
     "ranking",
     "refresh",
+    "epsilon",
     "bn_stats",
     "share_pool",
 )
@@ -343,6 +344,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--selector", choices=("drs", "oracle", "random"))
     add("--projection", choices=("pixel", "window"))
     add("--ranking", choices=("normalized", "raw"))
+    add("--epsilon", type=float, help="sets the dimensions of the search")
     add("--refresh", type=int, help="steps between two projections of the weights")
     add("--bn-stats", choices=("active", "all"))
     add("--share-pool", action="store_const", const=True, help="one selection a pooling window")

@@ -63,7 +63,7 @@ def test_bad_value_names_field_value_and_what_is_allowed(setting: dict[str, Any]
 def test_defaults() -> None:
     config = dsgc.SparsityConfig()
     assert (config.sparsity, config.block, config.scope) == (0.8, "auto", "position")
-    assert (config.selector, config.refresh, config.bn_stats) == ("svd", 50, "active")
+    assert (config.selector, config.refresh, config.bn_stats) == ("svd", 10, "active")
 
 
 def test_config_is_frozen_and_survives_pickling() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dsgc.config import LayerSettings
-from dsgc.select.projection import pixel_dimension, reduced_dimension
+from dsgc.select.projection import leading_dimension, pixel_dimension, reduced_dimension
 
 __all__ = ["Geometry", "conv_padding", "search_cost"]
 
@@ -63,6 +63,8 @@ def search_cost(
         return positions * search, wanted / g.window
     taps = g.kernel[0] * g.kernel[1]
     per_pixel = pixel_dimension(wanted, taps, g.in_channels)
+    if settings.selector == "svd" and settings.reduced_dimension is None:
+        per_pixel = leading_dimension(per_pixel, g.in_channels)
     projecting = pixels * g.in_channels * per_pixel
     estimating = positions * taps * per_pixel * g.out_channels
     return projecting + estimating, per_pixel / g.in_channels

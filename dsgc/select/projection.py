@@ -11,6 +11,7 @@ from dsgc.ops.layout import ceil_div
 __all__ = [
     "estimate_unit",
     "generator_for",
+    "leading_dimension",
     "leading_projection",
     "pixel_dimension",
     "project_weight",
@@ -27,6 +28,11 @@ NEURON_MULTIPLE = 64
 
 
 _ITERATIONS = 2
+_SAMPLED = 2048  # rows of a weight that leading directions are taken from
+_LEAST_LEADING = 16
+_MANY_TAPS = 16
+_LEADING_SHARE = 8
+_MOST_LEADING = 128
 
 
 def generator_for(*key: object) -> torch.Generator:
@@ -46,6 +52,13 @@ def pixel_dimension(dimension: int, taps: int, channels: int) -> int:
     return min(channels, max(PIXEL_MULTIPLE, rounded))
 
 
+def leading_dimension(dimension: int, channels: int) -> int:
+    """How many leading directions stand for `dimension` random ones: an eighth of the channels, but
+    at least 16 and at most 128, unless fewer do."""
+    share = ceil_div(ceil_div(channels, _LEADING_SHARE), PIXEL_MULTIPLE) * PIXEL_MULTIPLE
+    return min(dimension, max(_LEAST_LEADING, min(_MOST_LEADING, share)))
+
+
 def ternary_projection(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Achlioptas' projection with s = 3: int8 [rows, columns], +1 and -1 with probability 1/6 each.
 
@@ -60,10 +73,14 @@ def leading_projection(weight: Tensor, columns: int, window: bool) -> Tensor:
 
     They span the leading left singular vectors of weight [K, C, R, S], seen as [C, K*R*S] or, for
     whole windows, as [C*R*S, K]: no other projection to so few dimensions keeps more of the weight.
-    Found by randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4), from a
-    fixed start, so that equal weights have equal projections. Neurons that are not finite are left
-    out.
+    Found by randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4) on a
+    fixed sample of the neurons, from a fixed start, so that equal weights have equal projections.
+    Neurons that are not finite count as zero.
     """
+    wanted = max(1, _SAMPLED if window else _SAMPLED // weight[0, 0].numel())
+    if weight.shape[0] > wanted:
+        chosen = torch.randperm(weight.shape[0], generator=generator_for("neurons"))[:wanted]
+        weight = weight[chosen.to(weight.device)]
     matrix = weight.flatten(1).t() if window else weight.transpose(0, 1).flatten(1)
     dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
     matrix = torch.nan_to_num(matrix.to(dtype), nan=0.0, posinf=0.0, neginf=0.0)
@@ -93,9 +110,12 @@ def project_weight(weight: Tensor, projection: Tensor, window: bool) -> Tensor:
     neurons, channels = weight.shape[:2]
     if window:
         return (weight.reshape(neurons, -1) @ matrix).t().contiguous()
-    taps = weight.reshape(neurons, channels, -1).permute(2, 0, 1) @ matrix
+    # Tap by tap, or, where taps are many, neuron by neuron: it reads the weight as it is stored.
+    by_tap = weight[0, 0].numel() < _MANY_TAPS
+    rows = weight.reshape(neurons, channels, -1)
+    taps = (rows.permute(2, 0, 1) @ matrix).mT if by_tap else (matrix.t() @ rows).permute(2, 1, 0)
     fill = ceil_div(neurons, NEURON_MULTIPLE) * NEURON_MULTIPLE - neurons
-    return torch.nn.functional.pad(taps.transpose(1, 2), (0, fill)).contiguous()
+    return torch.nn.functional.pad(taps, (0, fill)).contiguous()
 
 
 def round_weight(projected: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from dsgc.ops.reference.selection import above_mask, block_scores, drs_scores, w
 from dsgc.select.projection import (
     estimate_unit,
     generator_for,
+    leading_dimension,
     leading_projection,
     pixel_dimension,
     project_weight,
@@ -51,6 +52,7 @@ class Selector(nn.Module):
         winners: blocks kept of each position (or tile), for the scope "position".
         density: fraction kept, for the scopes "sample" and "batch".
         step: training step; only the random selector depends on it.
+        rarely: refreshes of the other layers to one of this layer.
         held: bool [N, blocks, H, W], a selection used instead of searching, or None.
         holding: keep the first selection found in `held`.
         projection: None unless the selector is "drs" (int8, ternary, in the state_dict) or "svd"
@@ -88,6 +90,7 @@ class Selector(nn.Module):
         self.density = 1.0 - settings.sparsity
         self.winners = min(self.blocks, max(1, int(self.blocks * self.density + 0.5)))
         self.step = 0
+        self.rarely = 1
         self.held: Tensor | None = None
         self.holding = False
         self._norm_of: tuple[_NormBase, ...] = ()
@@ -132,7 +135,10 @@ class Selector(nn.Module):
         rows = self.in_channels * taps
         if self.by_window:
             return rows, columns
-        return self.in_channels, pixel_dimension(columns, taps, self.in_channels)
+        columns = pixel_dimension(columns, taps, self.in_channels)
+        if settings.selector == "svd" and settings.reduced_dimension is None:
+            columns = leading_dimension(columns, self.in_channels)
+        return self.in_channels, columns
 
     def _draw(self) -> Tensor:
         generator = generator_for(self.seed, self.settings.name, "projection")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
+import dsgc
 from dsgc.config import LayerSettings
 from dsgc.ops import mask_to_selection, selection_to_mask
 from dsgc.select import Selector, leading_projection, reduced_dimension, ternary_projection
@@ -320,3 +321,30 @@ def test_sample_scope_keeps_no_more_than_its_density_of_equal_scores() -> None:
     selector = conv_selector(replace(SETTINGS, scope="sample", sparsity=0.75))
     dark = torch.zeros(2, 20, 7, 6, dtype=torch.float64)
     assert (selector(dark).flatten(1).sum(1) == round(0.25 * selector.blocks * 16)).all()
+
+
+def test_costly_projections_are_made_less_often() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128 * 64, 512), nn.ReLU(), nn.Linear(512, 4),
+    )  # fmt: skip
+    config = dsgc.SparsityConfig(rules={"0": 0.8, "3": 0.8}, refresh=2, reduced_dimension=1600)
+    x = torch.randn(4, 64, 8, 8)
+    sparse = dsgc.compile(net, config=config, example_inputs=(x,), backend="reference")
+    known: dict[str, Tensor] = {}
+    made: dict[str, list[int]] = {"0": [], "3": []}
+    for step in range(18):
+        sparse(x)
+        for name in made:
+            projected = sparse.get_buffer(f"dsgc_selectors.{name}.projected")
+            if step and projected is not known[name]:
+                made[name].append(step)
+            known[name] = projected
+    # 1600 dimensions over 9 taps are the 64 channels: a projection is worth 2 samples of 64 pixels.
+    # The linear layer has one position and 28 dimensions a pixel: its projection is worth 56.
+    assert made == {"0": list(range(2, 18, 2)), "3": list(range(4, 18, 4))}
+    wide = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 4))
+    config = dsgc.SparsityConfig(rules={"0": 0.8}, refresh=2, reduced_dimension=160)
+    rows = torch.randn(4, 512)
+    sparse = dsgc.compile(wide, config=config, example_inputs=(rows,), backend="reference")
+    assert sparse.get_submodule("dsgc_selectors.0").rarely == 7  # 320 samples
