@@ -33,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 from cifar10_plots import draw
-from rich.console import Console
-from rich.markdown import Markdown
 
 __all__ = ["main", "read_study", "table"]
 
@@ -161,7 +159,7 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
     (out / "study.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     if first := {row: runs[0] for row, runs in results.items() if runs[0]["epochs"]}:
         draw(first, out / "study.png")
-    Console().print(Markdown(text))
+    print(text)
 
 
 def _train(data: str, place: Path, options: Options) -> None:

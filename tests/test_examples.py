@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +157,21 @@ def test_a_study_trains_its_rows_and_compares_them(data: Path, tmp_path: Path) -
     assert "no rows" in run("cifar10_study.py", data, study, expect=2).stderr
     study.write_text("[rows.x]\nsparsity = 2\n")
     assert "x failed" in run("cifar10_study.py", data, study, "--out", out, expect=1).stderr
+
+
+def test_the_study_of_the_documents_is_one(tmp_path: Path) -> None:
+    study = EXAMPLES.parent / "benchmarks" / "accuracy.toml"
+    made = run("cifar10_study.py", tmp_path, study, "--out", tmp_path, "--table-only")
+    assert "published" in made.stdout
+    rows = tomllib.loads(study.read_text())["rows"]
+    for row in rows:
+        assert f"| {row} | 0 |" in (tmp_path / "study.md").read_text()
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from cifar10 import _parser
+        from cifar10_study import arguments, read_study
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    for options in itertools.chain(*read_study(study).values()):
+        given = vars(_parser().parse_args(["data", *arguments(options)]))
+        assert {name: given[name] for name in options} == options
