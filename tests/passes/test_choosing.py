@@ -90,8 +90,11 @@ def test_winners_are_whole_possible_and_near(sizes: list[tuple[int, int]], asked
 
 def test_search_cost_is_the_papers() -> None:
     geometry = Geometry(128, 256, (3, 3), (1, 1), (1, 1))
-    _, pixel = search_cost(settings_of(), geometry, 256, 256)
-    window = replace(settings_of(block=1), projection="window")
+    drawn = replace(settings_of(), selector="drs")
+    _, pixel = search_cost(drawn, geometry, 256, 256)
+    _, leading = search_cost(settings_of(), geometry, 256, 256)
+    assert leading == 16 / 128
+    window = replace(settings_of(block=1), selector="drs", projection="window")
     _, published = search_cost(window, geometry, 256, 256)
     assert pixel == 32 / 128
     assert published == 266 / 1152  # k = 266 at eps 0.5 and 256 filters
