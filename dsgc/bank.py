@@ -112,7 +112,7 @@ class SelectorBank(nn.Module):
             self.share_out(decisions)
         for selector in self.selectors:
             selector.step = now
-            if now % (self.config.refresh * selector.rarely) == 0:
+            if now % (self.config.refresh_interval(now) * selector.rarely) == 0:
                 selector.refresh()
 
     def refresh(self) -> None:

@@ -28,6 +28,7 @@ SCHEDULES = ("constant", "linear", "cubic")
 _WIDE_CHANNELS = 64
 _WIDE_BLOCK = 16
 _NARROW_BLOCK = 8
+_STEPS_OF_AN_INTERVAL = 100
 _MAX_SEED = 2**63 - 1
 
 
@@ -235,8 +236,9 @@ class SparsityConfig:
             running statistics, or "raw" (as published).
         epsilon: accuracy of drs, sets the reduced dimension.
         reduced_dimension: overrides the reduced dimension that follows from epsilon.
-        refresh: training steps between two projections of the weights; more for layers whose
-            projection costs as much as very many samples, which linear ones may have.
+        refresh: training steps between two projections of the weights: fewer in the beginning (see
+            `refresh_interval`), more for layers whose projection costs as much as very many
+            samples, which linear ones may have.
         bn_stats: batch statistics over "active" entries, or over "all" (the published rule).
         share_pool: one selection for each window of the pooling that follows.
         schedule: how sparsity grows from 0 over `warmup_steps`; "cubic" is Zhu & Gupta 2017
@@ -313,6 +315,13 @@ class SparsityConfig:
             wide = out_channels >= _WIDE_CHANNELS
             values["block"] = _WIDE_BLOCK if wide else _NARROW_BLOCK
         return LayerSettings(name=name, tile=tile, seed=self.seed, **values)
+
+    def refresh_interval(self, step: int) -> int:
+        """Training steps between two projections of the weights at training step `step`.
+
+        Weights move fastest in the beginning: it grows by one in a hundred steps up to `refresh`.
+        """
+        return min(self.refresh, max(1, step // _STEPS_OF_AN_INTERVAL))
 
     def schedule_factor(self, step: int) -> float:
         """The part of the final sparsity, 0 to 1, that holds at training step `step`."""

@@ -140,3 +140,16 @@ def test_schedules() -> None:
     assert [linear.schedule_factor(t) for t in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
     # Zhu & Gupta: s_f * (1 - (1 - t/T)^3), from dense.
     assert [cubic.schedule_factor(t) for t in (0, 5, 10)] == [0.0, 0.875, 1.0]
+
+
+def test_projections_are_renewed_more_often_in_the_beginning() -> None:
+    usual, often = dsgc.SparsityConfig(refresh=10), dsgc.SparsityConfig(refresh=1)
+    assert [usual.refresh_interval(t) for t in (0, 199, 200, 999, 1000, 99999)] == [
+        1,
+        1,
+        2,
+        9,
+        10,
+        10,
+    ]
+    assert [often.refresh_interval(t) for t in (0, 500)] == [1, 1]

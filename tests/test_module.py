@@ -242,6 +242,8 @@ def test_all_winners_is_the_dense_model() -> None:
 
 def test_step_refreshes_projected_weights_now_and_then() -> None:
     sparse = sparse_net(refresh=3).train()
+    sparse(X)
+    sparse.get_buffer("dsgc_selectors.step").fill_(300)  # as often as ever from here on
     seen = []
     for _ in range(7):
         with torch.no_grad():
