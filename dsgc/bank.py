@@ -110,9 +110,11 @@ class SelectorBank(nn.Module):
         self.step.add_(1)
         if self.config.schedule != "constant" and now <= self.config.warmup_steps:
             self.share_out(decisions)
-        for selector in self.selectors:
+        interval = self.config.refresh_interval(now)
+        for i, selector in enumerate(self.selectors):
             selector.step = now
-            if now % (self.config.refresh_interval(now) * selector.rarely) == 0:
+            # Not all layers in the same step, so that steps take about equally long.
+            if (now + i) % (interval * selector.rarely) == 0:
                 selector.refresh()
 
     def refresh(self) -> None:
