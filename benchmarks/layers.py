@@ -32,10 +32,9 @@ from dsgc.errors import DsgcError
 from dsgc.measure import Timing, comparison_table, format_ratio, interleaved
 from dsgc.select.projection import (
     leading_projection,
-    pixel_dimension,
     project_weight,
-    reduced_dimension,
     round_weight,
+    search_dimension,
 )
 
 __all__ = ["LAYERS", "Layer", "LayerResult", "main", "measure_layer"]
@@ -257,8 +256,8 @@ def _selection(positions: int, channels: int, winners: int) -> tuple[Tensor, Ten
 
 def _search_arguments(layer: Layer, weight: Tensor) -> tuple[Tensor, ...]:
     """Projection, projected weight, unit and offset, as a selector makes them."""
-    window = reduced_dimension(layer.outputs, SparsityConfig().epsilon)
-    columns = pixel_dimension(window, _TAPS, layer.inputs)
+    settings = SparsityConfig().settings_for(f"layer {layer.number}", layer.outputs)
+    columns = search_dimension(settings, layer.outputs, layer.inputs, _TAPS)
     projection = leading_projection(weight, columns, False)
     projected, unit = round_weight(project_weight(weight, projection, False))
     return projection, projected, unit, torch.zeros(layer.outputs)

@@ -43,12 +43,17 @@ class SelectorBank(nn.Module):
         """All selectors, in the order in which the layers run."""
         return [child for child in self.children() if isinstance(child, Selector)]
 
+    def _find(self, site: str) -> Selector | None:
+        """The selector of the layer at `site`, if there is one."""
+        found = self._modules.get(_key(site))
+        return found if isinstance(found, Selector) else None
+
     def obtain(self, decision: LayerDecision, layer: nn.Module) -> Selector:
         """The selector of a sparse layer, made if it does not exist yet."""
-        key = selector_target(decision.site).partition(".")[2]
-        found = self._modules.get(key)
-        if isinstance(found, Selector):
+        found = self._find(decision.site)
+        if found is not None:
             return found
+        key = _key(decision.site)
         settings, geometry = decision.settings, decision.geometry
         if settings is None or geometry is None or not isinstance(layer, (nn.Conv2d, nn.Linear)):
             raise VerificationError(f"{decision.site}: a selector for a layer that is not sparse")
@@ -91,16 +96,16 @@ class SelectorBank(nn.Module):
         factor = self.config.schedule_factor(max(int(self.step) - 1, 0))
         shares = balance_winners(decisions.values(), factor)
         for site, share in shares.items():
-            selector = self._modules.get(selector_target(site).partition(".")[2])
-            if isinstance(selector, Selector):
+            selector = self._find(site)
+            if selector is not None:
                 selector.winners, selector.density = share.winners, share.density
 
     def held(self, decisions: Mapping[str, LayerDecision]) -> dict[str, Tensor]:
         """The selections that `hold` kept, by site of the layer."""
         found = {}
         for site in decisions:
-            selector = self._modules.get(selector_target(site).partition(".")[2])
-            if isinstance(selector, Selector) and selector.held is not None:
+            selector = self._find(site)
+            if selector is not None and selector.held is not None:
                 found[site] = selector.held
         return found
 
@@ -160,6 +165,11 @@ class SelectorBank(nn.Module):
                 self.step.copy_(value)
             elif key.startswith(prefix) and name.partition(".")[0] not in self._modules:
                 self.pending[name] = value.detach().clone()
+
+
+def _key(site: str) -> str:
+    """What the selector of a layer is called in the bank."""
+    return selector_target(site).partition(".")[2]
 
 
 def _rarely(decision: LayerDecision, selector: Selector) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import sys
 import time
@@ -32,6 +31,7 @@ from torch import nn
 
 import dsgc
 from dsgc import zoo
+from dsgc.bench.files import write_json, write_whole
 from dsgc.measure import channels_last
 from dsgc.multiply_adds import count_multiply_adds
 
@@ -225,9 +225,7 @@ class Run:
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "seconds": self.seconds,
         }
-        fresh = place.with_suffix(".new")
-        torch.save(state, fresh)
-        fresh.replace(place)
+        write_whole(place, lambda scratch: torch.save(state, scratch))
 
     def resume(self, place: Path) -> None:
         """Go on from a checkpoint. Raises ValueError if it is of other options."""
@@ -260,9 +258,7 @@ class Run:
             "multiply_adds": self.multiply_adds(),
             "epochs": [asdict(epoch) for epoch in self.epochs],
         }
-        fresh = place.with_suffix(".new")
-        fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        fresh.replace(place)
+        write_json(place, content)
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -34,6 +34,8 @@ from typing import Any
 
 from cifar10_plots import draw
 
+from dsgc.bench.files import write_json
+
 __all__ = ["main", "read_study", "table"]
 
 Options = dict[str, Any]
@@ -156,7 +158,7 @@ def main(arguments_given: Sequence[str] | None = None) -> None:
     }
     text = table(results)
     (out / "study.md").write_text(text, encoding="utf-8")
-    (out / "study.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_json(out / "study.json", results)
     if first := {row: runs[0] for row, runs in results.items() if runs[0]["epochs"]}:
         draw(first, out / "study.png")
     print(text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dsgc.config import LayerSettings
-from dsgc.select.projection import leading_dimension, pixel_dimension, reduced_dimension
+from dsgc.select.projection import search_dimension
 
 __all__ = ["Geometry", "conv_padding", "search_cost"]
 
@@ -55,16 +55,11 @@ def search_cost(
         return positions * g.window * g.out_channels, 0.0
     if settings.selector == "random":
         return 0, 0.0
-    wanted = settings.reduced_dimension
-    if wanted is None:
-        wanted = reduced_dimension(g.out_channels, settings.epsilon)
-    if settings.projection == "window":
-        search = wanted * (g.window + g.out_channels)
-        return positions * search, wanted / g.window
     taps = g.kernel[0] * g.kernel[1]
-    per_pixel = pixel_dimension(wanted, taps, g.in_channels)
-    if settings.selector == "svd" and settings.reduced_dimension is None:
-        per_pixel = leading_dimension(per_pixel, g.in_channels)
-    projecting = pixels * g.in_channels * per_pixel
-    estimating = positions * taps * per_pixel * g.out_channels
-    return projecting + estimating, per_pixel / g.in_channels
+    dimension = search_dimension(settings, g.out_channels, g.in_channels, taps)
+    if settings.projection == "window":
+        search = dimension * (g.window + g.out_channels)
+        return positions * search, dimension / g.window
+    projecting = pixels * g.in_channels * dimension
+    estimating = positions * taps * dimension * g.out_channels
+    return projecting + estimating, dimension / g.in_channels

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import Tensor
 
+from dsgc.config import LayerSettings
 from dsgc.ops.layout import ceil_div
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "project_weight",
     "reduced_dimension",
     "round_weight",
+    "search_dimension",
     "ternary_projection",
 ]
 
@@ -57,6 +59,22 @@ def leading_dimension(dimension: int, channels: int) -> int:
     at least 16 and at most 128, unless fewer do."""
     share = ceil_div(ceil_div(channels, _LEADING_SHARE), PIXEL_MULTIPLE) * PIXEL_MULTIPLE
     return min(dimension, max(_LEAST_LEADING, min(_MOST_LEADING, share)))
+
+
+def search_dimension(settings: LayerSettings, neurons: int, channels: int, taps: int) -> int:
+    """The reduced dimension of a layer with `channels` times `taps` inputs a neuron.
+
+    Of a window, or of a pixel if pixels are projected.
+    """
+    wanted = settings.reduced_dimension
+    if wanted is None:
+        wanted = reduced_dimension(neurons, settings.epsilon)
+    if settings.projection == "window":
+        return wanted
+    of_pixel = pixel_dimension(wanted, taps, channels)
+    if settings.selector == "svd" and settings.reduced_dimension is None:
+        return leading_dimension(of_pixel, channels)
+    return of_pixel
 
 
 def ternary_projection(rows: int, columns: int, generator: torch.Generator) -> Tensor:

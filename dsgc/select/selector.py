@@ -20,12 +20,10 @@ from dsgc.ops.reference.selection import above_mask, block_scores, drs_scores, w
 from dsgc.select.projection import (
     estimate_unit,
     generator_for,
-    leading_dimension,
     leading_projection,
-    pixel_dimension,
     project_weight,
-    reduced_dimension,
     round_weight,
+    search_dimension,
     ternary_projection,
 )
 
@@ -128,17 +126,9 @@ class Selector(nn.Module):
     @property
     def reduced(self) -> tuple[int, int]:
         """Rows and columns of a projection."""
-        settings, taps = self.settings, self.kernel[0] * self.kernel[1]
-        columns = settings.reduced_dimension
-        if columns is None:
-            columns = reduced_dimension(self.out_channels, settings.epsilon)
-        rows = self.in_channels * taps
-        if self.by_window:
-            return rows, columns
-        columns = pixel_dimension(columns, taps, self.in_channels)
-        if settings.selector == "svd" and settings.reduced_dimension is None:
-            columns = leading_dimension(columns, self.in_channels)
-        return self.in_channels, columns
+        channels, taps = self.in_channels, self.kernel[0] * self.kernel[1]
+        columns = search_dimension(self.settings, self.out_channels, channels, taps)
+        return channels * taps if self.by_window else channels, columns
 
     def _draw(self) -> Tensor:
         generator = generator_for(self.seed, self.settings.name, "projection")

@@ -4,6 +4,7 @@ import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,23 @@ def _runnable() -> list[str]:
     return [*found, "avx512-vnni"] if here.byte_dots else found
 
 
+def _check_layer(
+    libraries: Libraries,
+    source: tuple[Any, ...],
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    how: tuple[Any, ...],
+) -> None:
+    """A convolution and its gradients against their meaning; `how` is what follows the bias."""
+    forward = (*source, weight, bias, *how)
+    y = torch.ops.dsgc.conv2d(*forward)
+    torch.testing.assert_close(conv2d(libraries, *forward), y, rtol=1e-4, atol=1e-4)
+    backward = (y, *source, weight, *how, True, True, True)
+    found, meant = conv2d_backward(libraries, *backward), torch.ops.dsgc.conv2d_backward(*backward)
+    for one, other in zip(found, meant, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
+
+
 @pytest.mark.parametrize("target", _runnable())
 @pytest.mark.parametrize("blocks", [(16, 16), (8, 32), (None, 16), (1, 1), (None, 8)])
 def test_narrower_vectors_give_the_same_results(
@@ -116,13 +134,7 @@ def test_narrower_vectors_give_the_same_results(
     source = (x, *chosen, torch.rand(40), torch.randn(40), "affine_relu", size)
     target_mask = torch.rand(2, -(-outputs // bo), 5, 7) < 0.5
     wanted = mask_to_selection(target_mask, bits=bo == 1)
-    forward = (*source, weight, bias, *wanted, bo, *geometry)
-    y = torch.ops.dsgc.conv2d(*forward)
-    torch.testing.assert_close(conv2d(libraries, *forward), y, rtol=1e-4, atol=1e-4)
-    backward = (y, *source, weight, *wanted, bo, *geometry, True, True, True)
-    found, meant = conv2d_backward(libraries, *backward), torch.ops.dsgc.conv2d_backward(*backward)
-    for one, other in zip(found, meant, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
+    _check_layer(libraries, source, weight, bias, (*wanted, bo, *geometry))
     projection = torch.randint(-1, 2, (40, 16)).to(torch.int8)
     projected, unit = torch.zeros(9, 16, 128, dtype=torch.int8), torch.zeros(128)
     projected[..., :outputs] = torch.randint(-127, 128, (9, 16, outputs)).to(torch.int8)
@@ -140,10 +152,4 @@ def test_linear_layers_of_few_rows_give_the_same_results(target: str, block: int
     source = (torch.randn(7, 80, 1, 1), None, None, None, None, "relu", [80, 1, 1])
     weight, bias = torch.randn(64, 80, 1, 1), torch.randn(64)
     wanted = mask_to_selection(torch.rand(7, 64 // block, 1, 1) < 0.6, bits=block == 1)
-    forward = (*source, weight, bias, *wanted, block, *geometry)
-    y = torch.ops.dsgc.conv2d(*forward)
-    torch.testing.assert_close(conv2d(libraries, *forward), y, rtol=1e-4, atol=1e-4)
-    backward = (y, *source, weight, *wanted, block, *geometry, True, True, True)
-    found, meant = conv2d_backward(libraries, *backward), torch.ops.dsgc.conv2d_backward(*backward)
-    for one, other in zip(found, meant, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-2)
+    _check_layer(libraries, source, weight, bias, (*wanted, block, *geometry))
