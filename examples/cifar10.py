@@ -45,6 +45,7 @@ _SPARSITY_FIELDS = (
     "epsilon",
     "bn_stats",
     "share_pool",
+    "keep_dense",
 )
 _TEST_BATCH = 500
 _LOOKED_AT = 256  # test images whose selections are written down
@@ -107,7 +108,9 @@ class Run:
         settings: dict[str, Any] = {"sparsity": options.sparsity, "seed": options.seed}
         if warmup:
             settings |= {"schedule": "cubic", "warmup_steps": warmup}
-        config = dsgc.SparsityConfig(**settings, **options.settings)
+        given = dict(options.settings)
+        settings["rules"] = dict.fromkeys(given.pop("keep_dense", ()))
+        config = dsgc.SparsityConfig(**settings, **given)
         sparse = dsgc.compile(model, config=config)
         # Layers are chosen by the first batch: by a whole one, whatever is run later.
         size = min(options.batch, len(self.data.train_labels))
@@ -337,12 +340,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--block", type=int, help="channels selected together")
     add("--scope", choices=("position", "sample", "batch"))
-    add("--selector", choices=("drs", "oracle", "random"))
+    add("--selector", choices=("svd", "drs", "oracle", "random"))
     add("--projection", choices=("pixel", "window"))
     add("--ranking", choices=("normalized", "raw"))
     add("--epsilon", type=float, help="sets the dimensions of the search")
     add("--refresh", type=int, help="steps between two projections of the weights")
     add("--bn-stats", choices=("active", "all"))
+    add("--keep-dense", nargs="+", metavar="LAYER", help="names of layers to keep dense")
     add("--share-pool", action="store_const", const=True, help="one selection a pooling window")
     add("--bf16", action="store_true", help="autocast to bfloat16 (reference backend and dense)")
     add("--device", help="cpu, cuda, ...; by default a GPU if there is one")

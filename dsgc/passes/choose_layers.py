@@ -27,6 +27,7 @@ from dsgc.trace import user_line
 __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 
 _FEW_CHANNELS = 4
+_TRIFLE = 0.05  # of the model's work, below which a linear layer at its end stays dense
 # The cost of a sparse training step of a layer, as a part of its dense one, fitted to measurements
 # of single layers (3x3 and 1x1, 16 to 4096 channels, AVX-512, two threads). In units of dense work:
 _WORTH = 0.85
@@ -64,6 +65,7 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
     """
     final = final_layers(gm) if context.last_part else set()
     densities: dict[fx.Node, float] = {}
+    whole = _whole_work(gm)
     calls: dict[str, int] = {}
     for node in gm.graph.nodes:
         density = densities[node] = _density(node, densities)
@@ -73,7 +75,9 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         calls[name] = calls.get(name, 0) + 1
         site = name if calls[name] == 1 else f"{name}#{calls[name]}"
         if site not in context.decisions:
-            context.decisions[site] = _decide(node, name, site, density, final, densities, context)
+            context.decisions[site] = _decide(
+                node, name, site, density, final, densities, whole, context
+            )
         decision = node.meta["decision"] = context.decisions[site]
         if decision.sparse and decision.settings is not None:
             densities[node] = 1.0 - decision.settings.sparsity
@@ -117,6 +121,7 @@ def _decide(
     density: float,
     final: set[fx.Node],
     densities: dict[fx.Node, float],
+    whole: int,
     context: Context,
 ) -> LayerDecision:
     module = module_of(node)
@@ -138,7 +143,7 @@ def _decide(
     if rule is not None and rule.sparsity is not None:
         return replace(chosen, sparse=True, reason=f"rule {rule.text!r} asks for it")
     block, made = settings.block, 1.0 - settings.sparsity
-    refusal = _refusal(chosen, geometry, block, node in final)
+    refusal = _refusal(chosen, geometry, block, node in final) or _trifle(chosen, positions, whole)
     if refusal:
         return replace(dense, reason=refusal)
     shape = shape_of(node)
@@ -159,6 +164,30 @@ def _refusal(layer: LayerDecision, geometry: Geometry, block: int, final: bool) 
     if layer.kind != "Linear" and geometry.in_channels <= _FEW_CHANNELS:
         return f"a first convolution: it reads {geometry.in_channels} channels only"
     return "it is the final classifier" if final else ""
+
+
+def _trifle(layer: LayerDecision, positions: int, whole: int) -> str:
+    """Why it is not worth its cost in accuracy to make a layer sparse; empty if it is.
+
+    A linear layer at the end of a convolutional network decides with one position a sample. Left
+    dense it learns much faster (docs/accuracy.md), for a small part of the model's work.
+    """
+    share = layer.macs / max(1, whole)
+    if layer.kind != "Linear" or positions != 1 or share >= _TRIFLE:
+        return ""
+    return f"it does {share:.1%} of the model's work: being sparse would cost more than it saves"
+
+
+def _whole_work(gm: fx.GraphModule) -> int:
+    """Multiply-adds of one sample in all layers of a graph that are modules."""
+    total = 0
+    for node in gm.graph.nodes:
+        module, shape = module_of(node), shape_of(node)
+        if shape is None or not isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue
+        places = shape[2:] if isinstance(module, nn.Conv2d) else shape[1:-1]
+        total += math.prod(places) * module.weight.numel()
+    return total
 
 
 def _loss(

@@ -160,3 +160,39 @@ def test_lines_of_the_user_are_known() -> None:
 
     sparse = dsgc.compile(Model(), example_inputs=X, backend="reference")
     assert sparse.decisions["a"].where.startswith(f"{__file__}:")
+
+
+class ConvolutionsThenLinear(nn.Module):
+    """Two convolutions on maps of 32 x 32, and a hidden linear layer of `hidden` neurons."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(128, 128, 3, padding=1)
+        self.second = nn.Conv2d(128, 128, 3, padding=1)
+        self.hidden = nn.Linear(128, hidden)
+        self.last = nn.Linear(hidden, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = torch.relu(self.second(torch.relu(self.first(x))))
+        return torch.as_tensor(self.last(torch.relu(self.hidden(maps.mean((2, 3))))))
+
+
+@pytest.mark.parametrize(("hidden", "sparse"), [(65536, False), (262144, True)])
+def test_a_linear_layer_behind_convolutions_stays_dense_if_it_does_little(
+    hidden: int, sparse: bool
+) -> None:
+    model = dsgc.compile(ConvolutionsThenLinear(hidden), sparsity=0.8)
+    with torch.no_grad():
+        model._engine.prepare((torch.randn(64, 128, 32, 32),), {})
+    decision = model.decisions["hidden"]
+    assert model.decisions["second"].sparse
+    assert decision.sparse is sparse
+    assert ("of the model's work" in decision.reason) is not sparse
+
+
+def test_a_rule_makes_a_small_linear_layer_sparse_all_the_same() -> None:
+    rules = {"hidden": 0.5}
+    config = dsgc.SparsityConfig(sparsity=0.8, rules=rules)
+    model = dsgc.compile(ConvolutionsThenLinear(65536), config=config)
+    model._engine.prepare((torch.randn(64, 128, 32, 32),), {})
+    assert model.decisions["hidden"].sparse
