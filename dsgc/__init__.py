@@ -14,6 +14,7 @@ from dsgc.config import Rule, SparsityConfig
 from dsgc.errors import (
     ConfigError,
     DsgcError,
+    ExportError,
     InputError,
     KernelError,
     MissingPackageError,
@@ -27,11 +28,13 @@ from dsgc.errors import (
 
 if TYPE_CHECKING:
     from dsgc.api import compile, release_memory
+    from dsgc.exporter import export
     from dsgc.module import SparseModule
 
 __all__ = [
     "ConfigError",
     "DsgcError",
+    "ExportError",
     "InputError",
     "KernelError",
     "MissingPackageError",
@@ -45,11 +48,17 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "compile",
+    "export",
     "release_memory",
 ]
 
 # `dsgc --help` should not wait for torch: what needs it is imported when first used.
-_WHEN_USED = {"SparseModule": "dsgc.module", "compile": "dsgc.api", "release_memory": "dsgc.api"}
+_WHEN_USED = {
+    "SparseModule": "dsgc.module",
+    "compile": "dsgc.api",
+    "export": "dsgc.exporter",
+    "release_memory": "dsgc.api",
+}
 
 
 def __getattr__(name: str) -> object:

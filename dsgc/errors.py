@@ -7,6 +7,7 @@ from collections.abc import Mapping
 __all__ = [
     "ConfigError",
     "DsgcError",
+    "ExportError",
     "InputError",
     "KernelError",
     "MissingPackageError",
@@ -61,6 +62,10 @@ class ShapesUnknownError(DsgcError):
 
 class KernelError(DsgcError):
     """Generated kernels could not be built, loaded or run."""
+
+
+class ExportError(DsgcError):
+    """A compiled model cannot be written as an artifact. Nothing was written."""
 
 
 class MissingPackageError(DsgcError, ImportError):

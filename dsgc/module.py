@@ -125,6 +125,21 @@ class SparseModule(nn.Module):
         program, namespace = self._program()
         return program.lowered(namespace or "dsgc")
 
+    def all_modules(self) -> Iterator[nn.Module]:
+        """This module, the layers of the model and their selectors: all that have a mode."""
+        yield self
+        yield from self._dense[0].modules()
+        yield from self._bank.modules()
+
+    def last_program(self) -> tuple[Program, str | None]:
+        """The graphs that ran last, and the namespace of their kernels; None if none did.
+
+        Raises:
+            ShapesUnknownError: no input was seen yet.
+            TraceError: the model is not one graph, because its own code cannot be traced.
+        """
+        return self._program()
+
     def _program(self) -> tuple[Program, str | None]:
         if "" in self._untraced:
             raise TraceError(

@@ -27,6 +27,7 @@ __all__ = [
     "linear",
     "lists",
     "neuron",
+    "rows",
     "stem",
 ]
 
@@ -190,3 +191,28 @@ def neuron() -> Family:
         ]
 
     return Family("neuron", functions)
+
+
+def rows() -> Family:
+    """Dense maps in programs that run without torch."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import rows
+
+        return [
+            rows.rows_of_maps(),
+            rows.maps_of_rows(),
+            rows.finish_rows(),
+            rows.add_rows(),
+            rows.pool_rows("max"),
+            rows.pool_rows("avg"),
+            rows.take_rows(),
+            rows.group_rows(),
+            rows.row_pointers(),
+            rows.equal_rows(),
+            rows.copy_words(),
+            rows.every_block(),
+            rows.close_rows(),
+        ]
+
+    return Family("rows", functions)

@@ -214,7 +214,7 @@ class Selector(nn.Module):
             return mask_to_selection(self._checked(self.held, batch, out_size), bits)
         activation = (x.detach(), index, rowptr, scale, shift, act, size)
         if self.projection is not None:
-            scores = ops.drs_scores(*activation, *self._search())
+            scores = ops.drs_scores(*activation, *self.search())
         elif settings.selector == "random":
             scores = self._random(batch * out_size[0] * out_size[1], x)
         else:
@@ -256,7 +256,7 @@ class Selector(nn.Module):
         """Scores [P, blocks] for maps x, before infinities and NaN are dealt with."""
         size = tuple(x.shape[1:])
         if self.projection is not None:
-            return drs_scores(x, None, None, None, None, "identity", size, *self._search())
+            return drs_scores(x, None, None, None, None, "identity", size, *self.search())
         if self.settings.selector == "random":
             height, width = self._out_size(size)
             return self._random(x.shape[0] * height * width, x)
@@ -269,7 +269,7 @@ class Selector(nn.Module):
             outputs = outputs + offset.view(-1, 1, 1)
         return block_scores(outputs, self.settings.block)
 
-    def _search(self) -> tuple[Any, ...]:
+    def search(self) -> tuple[Any, ...]:
         """The arguments of drs_scores behind the activation."""
         projected, unit = self.projected, self.unit
         if projected is None:

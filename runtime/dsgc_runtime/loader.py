@@ -15,11 +15,9 @@ from typing import Any
 import tvm_ffi
 from tvm_ffi.libinfo import find_include_path, find_libtvm_ffi
 
+from dsgc_runtime.errors import RuntimeBuildError
+
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("openmp_shim.c", "memory_pool.c"))
-
-
-class RuntimeBuildError(RuntimeError):
-    """The OpenMP shim could not be built: no C compiler, or the compiler failed."""
 
 
 def compiler_command() -> str:
@@ -57,6 +55,11 @@ def shim_path(directory: Path) -> Path:
     if not target.exists():
         _compile_shim(target, library)
     return target
+
+
+def shim_build_arguments() -> list[str]:
+    """The compiler's arguments that put the OpenMP shim into another shared object."""
+    return [str(_SOURCES[0]), f"-I{find_include_path()}", f"-I{_dlpack_include()}"]
 
 
 def _compile_shim(target: Path, library: Path) -> None:

@@ -105,3 +105,6 @@ void dsgc_register_runtime(void) {
 }
 
 int dsgc_thread_count(void) { return omp_get_max_threads(); }
+
+/* For parallel loops that the calling thread begins from now on. */
+void dsgc_set_thread_count(int count) { omp_set_num_threads(count); }

@@ -27,6 +27,7 @@ from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.spec import Activation
 
 __all__ = [
+    "NEARLY_DENSE",
     "conv2d",
     "dense_tile",
     "forward_geometry",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _TILE_BYTES = 1 << 18  # of source rows that should stay in the second-level cache
-_NEARLY_DENSE = 0.7  # part of the blocks present above which a packed input is read as a dense one
+NEARLY_DENSE = 0.7  # part of the blocks present above which a packed input is read as a dense one
 
 
 def nearly_dense(source: Activation) -> bool:
@@ -47,7 +48,7 @@ def nearly_dense(source: Activation) -> bool:
         return True
     block = source.x.shape[1]
     whole = (source.rowptr.shape[0] - 1) * ceil_div(source.size[0], block)
-    return block > 1 and source.x.shape[0] > _NEARLY_DENSE * whole
+    return block > 1 and source.x.shape[0] > NEARLY_DENSE * whole
 
 
 def dense_tile(width: int) -> int:

@@ -16,7 +16,14 @@ from dsgc.codegen.tiles import NEURON_DEPTHS, NEURON_LANES
 from dsgc.ops.layout import ceil_div
 from dsgc.ops.spec import Activation
 
-__all__ = ["neuron_convolution", "neuron_data_gradient", "neuron_weight_gradient"]
+__all__ = [
+    "far_table",
+    "neuron_convolution",
+    "neuron_data_gradient",
+    "neuron_depth",
+    "neuron_tile",
+    "neuron_weight_gradient",
+]
 
 _TILE_BYTES = 96 << 10
 _LEAST_POSITIONS = 48  # of a tile: fewer do not pay for fetching the weights of every neuron
@@ -36,7 +43,7 @@ def neuron_convolution(
     x = _groups(libraries, source)
     depth = x.shape[2]
     out, neurons = libraries.empty(target.ids.shape[0], 1), weight.shape[0]
-    lists = by_block(libraries, target, neurons, geometry.target_area, _tile(geometry, depth))
+    lists = by_block(libraries, target, neurons, geometry.target_area, neuron_tile(geometry, depth))
     if out.shape[0] == 0:
         return out
     libraries(families.neuron(), f"neuron_convolution_{depth}")(
@@ -46,7 +53,7 @@ def neuron_convolution(
         *lists,
         out.view(-1),
         int(lists.start[::neurons].diff().max()),
-        _far_table(geometry),
+        far_table(geometry),
         geometry.source_area,
     )
     return out
@@ -64,7 +71,7 @@ def neuron_weight_gradient(
     x = _groups(libraries, source)
     groups, _, depth, _ = x.shape
     neurons, taps = weight.shape[0], geometry.table().shape[0]
-    lists = by_block(libraries, target, neurons, geometry.target_area, _tile(geometry, depth))
+    lists = by_block(libraries, target, neurons, geometry.target_area, neuron_tile(geometry, depth))
     out = libraries.empty(neurons, taps, groups, depth, NEURON_LANES)
     libraries(families.neuron(), f"neuron_weight_gradient_{depth}")(
         x,
@@ -72,7 +79,7 @@ def neuron_weight_gradient(
         *lists,
         out,
         max(1, min(neurons, _SPLITS // groups)),
-        _far_table(geometry),
+        far_table(geometry),
         geometry.source_area,
     )
     return plain_weight(libraries, out.view(neurons, taps, -1, NEURON_LANES, 1), weight)
@@ -91,7 +98,7 @@ def neuron_data_gradient(
     ``backward`` goes from source pixels to target pixels.
     """
     vectors = ceil_div(weight.shape[1], NEURON_LANES)
-    depth = _depth(vectors)
+    depth = neuron_depth(vectors)
     groups = ceil_div(vectors, depth)
     dx = libraries.empty(positions, groups, depth, NEURON_LANES)
     libraries(families.neuron(), f"neuron_data_gradient_{depth}")(
@@ -106,7 +113,7 @@ def neuron_data_gradient(
     return dx.view(positions, groups * depth * NEURON_LANES)
 
 
-def _depth(vectors: int) -> int:
+def neuron_depth(vectors: int) -> int:
     """Vectors of a group: the fewest that hold all, or as many as there are kernels for."""
     return next((depth for depth in NEURON_DEPTHS if vectors <= depth), NEURON_DEPTHS[-1])
 
@@ -114,7 +121,7 @@ def _depth(vectors: int) -> int:
 def _groups(libraries: Libraries, source: Activation) -> Tensor:
     """The activated source as [groups, P + 1, depth, NEURON_LANES]; the last row is zero."""
     block = 1 if source.index is None else source.x.shape[1]
-    depth = _depth(ceil_div(max(source.size[0], block), NEURON_LANES))
+    depth = neuron_depth(ceil_div(max(source.size[0], block), NEURON_LANES))
     rows = grouped_source(libraries, source, depth * NEURON_LANES)
     return rows.view(*rows.shape[:2], depth, NEURON_LANES)
 
@@ -133,13 +140,13 @@ def _weights(libraries: Libraries, weight: Tensor, groups: int, depth: int) -> T
 
 
 @functools.lru_cache(maxsize=256)
-def _far_table(geometry: Geometry) -> Tensor:
+def far_table(geometry: Geometry) -> Tensor:
     """int64 [taps, target pixels]: the source pixel of the same sample, or a number beyond all."""
     table = geometry.table()
     return torch.where(table < 0, _NOWHERE, table.to(torch.int64))
 
 
-def _tile(geometry: Geometry, depth: int) -> int:
+def neuron_tile(geometry: Geometry, depth: int) -> int:
     """Target positions whose source rows, one group of channels, fill the first-level cache."""
     rows = _TILE_BYTES // (4 * depth * NEURON_LANES)
     border = (geometry.kernel[0] - 1) * geometry.source[1]

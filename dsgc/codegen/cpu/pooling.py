@@ -20,7 +20,7 @@ from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.ops.layout import is_bitmask, pool_output_size
 from dsgc.ops.spec import Activation
 
-__all__ = ["pool2d", "pool2d_backward"]
+__all__ = ["pool2d", "pool2d_backward", "pool_weights", "pool_window"]
 
 
 def _packed(libraries: Libraries, source: Activation) -> Selection:
@@ -30,7 +30,7 @@ def _packed(libraries: Libraries, source: Activation) -> Selection:
     return selection(libraries, source.index, source.rowptr)
 
 
-def _window(
+def pool_window(
     size: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],
@@ -41,7 +41,7 @@ def _window(
     return Geometry.forward(size[1:], target, kernel, stride, padding, (1, 1))
 
 
-def _weights(window: Geometry, padding: Sequence[int], include_pad: bool) -> Tensor:
+def pool_weights(window: Geometry, padding: Sequence[int], include_pad: bool) -> Tensor:
     """One over the number of positions that an average counts, for each output pixel."""
     counts = []
     for axis in (0, 1):
@@ -78,7 +78,7 @@ def pool2d(
     chosen = _packed(libraries, source)
     block, (_, height, width) = x.shape[1], size
     values = apply(libraries, x.contiguous(), chosen.ids, source)
-    window = _window(size, kernel, stride, padding, ceil_mode)
+    window = pool_window(size, kernel, stride, padding, ceil_mode)
     where = window.table(), window.source_area
     batch = chosen.positions // (height * width)
     counts = torch.empty(batch * window.target_area, dtype=torch.int32)
@@ -98,7 +98,7 @@ def pool2d(
         out_index,
         out_rowptr,
         *_flat(block, out, argmax),
-        _weights(window, padding, count_include_pad),
+        pool_weights(window, padding, count_include_pad),
         *channels,
         *where,
     )
@@ -134,14 +134,14 @@ def pool2d_backward(
     chosen = _packed(libraries, source)
     target = selection(libraries, y_index, y_rowptr)
     block = x.shape[1]
-    window = _window(size, kernel, stride, padding, ceil_mode)
+    window = pool_window(size, kernel, stride, padding, ceil_mode)
     dx = libraries.empty(chosen.ids.shape[0], block)
     libraries(families.blocked(block), f"{mode}_pool_backward_{block}")(
         *_flat(block, grad.contiguous()),
         *chosen,
         *target,
         *_flat(block, argmax.view(-1, block), dx),
-        _weights(window, padding, count_include_pad),
+        pool_weights(window, padding, count_include_pad),
         *((size[0],) if block == 1 else ()),
         window.transposed().table(),
     )

@@ -27,9 +27,9 @@ from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.reference import selection as reference
 from dsgc.ops.spec import Activation
 
-__all__ = ["drs_scores", "select_above", "select_winners"]
+__all__ = ["FOUR", "drs_scores", "score_weight", "select_above", "select_winners"]
 
-_FOUR = 4  # products that an 8-bit dot product adds at once
+FOUR = 4  # products that an 8-bit dot product adds at once
 _ZERO_LEVEL = 128  # the byte that stands for 0
 
 
@@ -67,13 +67,13 @@ def drs_scores(
     scores = libraries.empty(batch * target[0] * target[1], ceil_div(out_channels, block))
     if scores.numel() == 0:
         return scores
-    depth = ceil_div(projection.shape[1], _FOUR) * _FOUR
+    depth = ceil_div(projection.shape[1], FOUR) * FOUR
     z, peak = _project(libraries, source, projection)
     rows, step = _round(libraries, z, peak, batch, depth)
     weight, first = libraries.remember(
         projected,
         f"rounded weight {rows.dtype}",
-        partial(_score_weight, depth=depth, dtype=rows.dtype),
+        partial(score_weight, depth=depth, dtype=rows.dtype),
     )
     geometry = Geometry.forward(size[1:], target, kernel, stride, padding, dilation)
     libraries(families.blocked(block), f"block_scores_{block}")(
@@ -94,14 +94,14 @@ def _filled(values: Tensor, length: int) -> Tensor:
     return F.pad(values.detach().to(torch.float32), (0, length - values.shape[0])).contiguous()
 
 
-def _score_weight(projected: Tensor, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def score_weight(projected: Tensor, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Projected weights [taps, d, Kp] as the score kernel reads them, and its first sums [Kp]."""
     taps, rows, columns = projected.shape
     wanted = ceil_div(columns, SCORE_CHANNELS) * SCORE_CHANNELS
     filled = F.pad(projected, (0, wanted - columns, 0, depth - rows))
     if dtype == torch.float32:
         return filled.to(dtype).contiguous(), torch.zeros(wanted)
-    fours = filled.view(taps, depth // _FOUR, _FOUR, wanted).transpose(2, 3).contiguous()
+    fours = filled.view(taps, depth // FOUR, FOUR, wanted).transpose(2, 3).contiguous()
     first = -_ZERO_LEVEL * filled.sum((0, 1), dtype=torch.int32)
     return fours.view(torch.int32).squeeze(3), first.to(torch.int32)
 

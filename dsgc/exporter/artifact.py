@@ -1,0 +1,192 @@
+"""Writes a compiled model as an artifact: one file that runs without torch and TVM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from dsgc.codegen.target import CpuTarget, host_target, named_target
+from dsgc.engine import Program as Graphs
+from dsgc.errors import ConfigError, ExportError
+from dsgc.exporter.emit import Emitted, emit
+from dsgc.exporter.link import link_kernels, machine_of, required_features
+from dsgc.exporter.program import View
+from dsgc.module import SparseModule
+
+__all__ = ["FORMAT", "export"]
+
+FORMAT = 1
+_MOMENT = (1980, 1, 1, 0, 0, 0)  # of every member: equal models make equal bytes
+
+
+def export(
+    sparse: nn.Module,
+    path: str | Path,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    target: str | None = None,
+    dynamic_batch: bool = True,
+) -> Path:
+    """Write a compiled model as an artifact for `dsgc_runtime`, in eval mode.
+
+    The artifact holds native code: who loads it trusts who wrote it.
+
+    Args:
+        sparse: what `dsgc.compile` gave back, trained or loaded; it is left as it is.
+        path: the file, usually `*.dsgc`; it appears complete or not at all.
+        example_inputs: positional inputs, float32 [N, C, H, W] or [N, C]. Kernels are chosen for
+            their batch size.
+        target: "avx512-vnni", "avx512", "avx2", "x86-64" or "aarch64"; None is this machine.
+        dynamic_batch: whether the artifact takes any batch size, or that of the example only.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: `sparse` or `target` is not possible.
+        ExportError: the model does something that an artifact cannot hold; says where.
+        KernelError: the kernels cannot be compiled.
+        OSError: the file cannot be written.
+    """
+    if not isinstance(sparse, SparseModule):
+        raise ConfigError(
+            f"export takes what dsgc.compile gave back, not a {type(sparse).__name__}", "sparse"
+        )
+    place = Path(path)
+    if not place.parent.is_dir():
+        raise ConfigError(f"{place} cannot be written: {place.parent} is not a directory", "path")
+    try:
+        cpu = host_target() if target is None else named_target(target)
+    except ValueError as error:
+        raise ConfigError(str(error), "target") from error
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    with _eval_mode(sparse):
+        graphs = _graphs(sparse, inputs)
+        names = [name for name, _ in sparse._dense[0].named_modules()]
+        lowered = graphs.lowered("dsgc_cpu")
+        emitted = emit(lowered, inputs, cpu, names)
+    text = str(lowered.graph) + "\n"
+    batch = {"dynamic": dynamic_batch, "example": int(inputs[0].shape[0])}
+    _write(place, emitted, cpu, batch, text, _sparsities(sparse))
+    return place
+
+
+@contextmanager
+def _eval_mode(sparse: SparseModule) -> Iterator[None]:
+    """Within, the module is in eval mode; every submodule's own mode comes back afterwards."""
+    before = [(module, module.training) for module in sparse.all_modules()]
+    sparse.eval()
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _graphs(sparse: SparseModule, inputs: tuple[Any, ...]) -> Graphs:
+    """The graphs for these inputs, after a call that chose kernels for them."""
+    with torch.no_grad():
+        sparse(*inputs)
+    if "" in sparse.untraced:
+        raise ExportError(
+            f"the model is not one graph: {sparse.untraced['']}; an artifact holds one graph: "
+            "move the code that cannot be traced out of the model"
+        )
+    graphs, namespace = sparse.last_program()
+    if namespace != "dsgc_cpu":
+        raise ExportError(
+            f'backend="{sparse.backend}" ran on these inputs: an artifact is made of generated '
+            "kernels; move the model and its inputs to the CPU in float32, and compile with "
+            'backend="auto"'
+        )
+    return graphs
+
+
+def _sparsities(sparse: SparseModule) -> list[dict[str, Any]]:
+    """What became of every layer."""
+    return [
+        {
+            "name": decision.name,
+            "sparse": decision.sparse,
+            "reason": decision.reason,
+            "sparsity": decision.settings.sparsity
+            if decision.sparse and decision.settings is not None
+            else 0.0,
+            "multiply_adds": decision.macs,
+        }
+        for decision in sparse.decisions.values()
+    ]
+
+
+def _write(
+    place: Path,
+    emitted: Emitted,
+    cpu: CpuTarget,
+    batch: dict[str, Any],
+    graph: str,
+    layers: list[dict[str, Any]],
+) -> None:
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
+        folder = Path(scratch)
+        link_kernels(emitted.program.families, cpu, folder / "kernels.so")
+        constants = {name: t.contiguous() for name, t in emitted.program.constants.items()}
+        members = {
+            "graph.txt": graph.encode(),
+            "kernels.so": (folder / "kernels.so").read_bytes(),
+            "weights.safetensors": save_tensors(constants),
+        }
+        manifest = _manifest(emitted, cpu, batch, layers)
+        manifest["files"] = {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in members.items()
+        }
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+        with zipfile.ZipFile(folder / "artifact", "w", zipfile.ZIP_STORED) as archive:
+            # Readers check the manifest before they believe anything in it.
+            archive.comment = hashlib.sha256(text).hexdigest().encode()
+            for name, data in {"manifest.json": text, **members}.items():
+                archive.writestr(zipfile.ZipInfo(name, _MOMENT), data)
+        (folder / "artifact").replace(place)
+
+
+def _manifest(
+    emitted: Emitted, cpu: CpuTarget, batch: dict[str, Any], layers: list[dict[str, Any]]
+) -> dict[str, Any]:
+    program = emitted.program
+    buffers = [
+        {"bytes": size.json(), "first": first, "last": last}
+        for size, (first, last) in zip(
+            program.buffers, program.lifetimes(emitted.outputs), strict=True
+        )
+    ]
+    outputs = [_port(f"output{i}", view) for i, view in enumerate(emitted.outputs)]
+    return {
+        "format": FORMAT,
+        "dsgc": metadata.version("dsgc"),
+        "target": {
+            "name": cpu.name,
+            "machine": machine_of(cpu),
+            "features": required_features(cpu),
+        },
+        "batch": batch,
+        "inputs": [_port(name, view) for name, view in emitted.inputs.items()],
+        "outputs": outputs,
+        "buffers": buffers,
+        "program": [instruction.json() for instruction in program.instructions],
+        "layers": layers,
+    }
+
+
+def _port(name: str, view: View) -> dict[str, Any]:
+    return {"name": name, **view.json()}

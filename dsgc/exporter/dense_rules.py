@@ -1,0 +1,225 @@
+"""How the dense operators of a lowered graph become kernel calls, on rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsgc.codegen import families
+from dsgc.codegen.cpu.layout import Geometry, blocks_of
+from dsgc.codegen.cpu.pooling import pool_weights, pool_window
+from dsgc.codegen.tiles import DENSE_BLOCK, ROW_LANES, STEM_COLUMNS
+from dsgc.exporter.program import View
+from dsgc.exporter.sizes import BATCH
+from dsgc.exporter.values import Rows
+from dsgc.exporter.writer import Writer
+from dsgc.ops.layout import ceil_div, conv_output_size
+from dsgc.passes.patterns import Pool
+
+__all__ = [
+    "adaptive_average",
+    "add",
+    "affine",
+    "convolution",
+    "flatten",
+    "linear",
+    "pad_channels",
+    "pool",
+    "read_input",
+    "relu",
+    "take_pixels",
+    "write_output",
+]
+
+_INFINITY = float("inf")
+
+
+def read_input(writer: Writer, shape: Sequence[int]) -> tuple[Rows, View]:
+    """An input [N, C, H, W] or [N, C] as rows, and the buffer that it comes in."""
+    size = (shape[1], *(tuple(shape[2:]) or (1, 1)))
+    made = writer.rows((size[0], size[1], size[2]), len(shape) == 2)
+    given = writer.program.buffer(BATCH, size[0], size[1] * size[2])
+    writer.program.call(families.rows(), "rows_of_maps", given, made.view)
+    return made, given.seen_as(BATCH, *shape[1:])
+
+
+def write_output(writer: Writer, value: Rows) -> View:
+    """A result in PyTorch's order."""
+    x = writer.settle(value)
+    channels, height, width = x.size
+    out = writer.program.buffer(BATCH, channels, height * width)
+    _maps(writer, x, out)
+    return out.seen_as(BATCH, channels) if x.matrix else out.seen_as(BATCH, *x.size)
+
+
+def _maps(writer: Writer, x: Rows, out: View) -> None:
+    rows = x.view.seen_as(x.positions, x.width)
+    writer.program.call(families.rows(), "maps_of_rows", rows, out)
+
+
+def flatten(writer: Writer, value: Rows) -> Rows:
+    """[N, C, H, W] as [N, C * H * W] in PyTorch's order."""
+    x = writer.settle(value)
+    channels, area = x.size[0], x.size[1] * x.size[2]
+    if area == 1:
+        return replace(x, matrix=True)
+    features = channels * area
+    flat = writer.program.buffer(BATCH, channels, area)
+    _maps(writer, x, flat)
+    made = writer.rows((features, 1, 1), True)
+    writer.program.call(
+        families.rows(), "rows_of_maps", flat.seen_as(BATCH, features, 1), made.view
+    )
+    return made
+
+
+def relu(writer: Writer, value: Rows) -> Rows:
+    """A ReLU, left to the next reader."""
+    return value.after_relu() or replace(writer.settle(value), act="relu", closed=False)
+
+
+def affine(writer: Writer, value: Rows, scale: Tensor, shift: Tensor) -> Rows:
+    """A batch norm in eval mode, left to the next reader."""
+    x = value if value.act == "identity" else writer.settle(value)
+    return replace(x, act="affine", scale=scale, shift=shift, closed=False)
+
+
+def convolution(
+    writer: Writer,
+    value: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: tuple[Sequence[int], Sequence[int], Sequence[int]],
+) -> Rows:
+    """A dense convolution."""
+    x = writer.settle(value)
+    outputs, inputs, *kernel = weight.shape
+    target = conv_output_size(x.size, kernel, *window)
+    geometry = Geometry.forward(x.size[1:], target, kernel, *window)
+    wide = ceil_div(outputs, DENSE_BLOCK) * DENSE_BLOCK
+    columns = next(c for c in STEM_COLUMNS if wide % c == 0)
+    missing = (0, wide - outputs, 0, x.width - inputs)
+    stored = F.pad(weight.detach().permute(2, 3, 1, 0), missing)
+    size = (outputs, target[0], target[1])
+    made = replace(writer.rows(size, width=wide), closed=False)
+    writer.program.call(
+        families.stem(),
+        f"stem_convolution_{columns}",
+        x.view,
+        writer.constant(stored.reshape(-1, x.width, wide), "weight"),
+        writer.constant(blocks_of(_detached(bias), outputs, DENSE_BLOCK).view(-1), "bias"),
+        made.view.seen_as(made.positions, wide),
+        writer.table(geometry),
+        geometry.source_area,
+    )
+    return made
+
+
+def linear(writer: Writer, value: Rows, weight: Tensor, bias: Tensor | None) -> Rows:
+    """A dense linear layer on a matrix."""
+    x = writer.wide(value)
+    outputs, inputs = weight.shape
+    blocks = ceil_div(outputs, DENSE_BLOCK)
+    stored = F.pad(weight.detach(), (0, x.width - inputs, 0, blocks * DENSE_BLOCK - outputs))
+    program, vectors = writer.program, x.width // ROW_LANES
+    start = program.buffer(blocks + 1, dtype="int32")
+    slot, sample = (program.buffer(BATCH * blocks, dtype="int32") for _ in range(2))
+    program.call(families.rows(), "every_block", start, slot, sample, BATCH)
+    made = replace(writer.rows((outputs, 1, 1), True, blocks * DENSE_BLOCK), closed=False)
+    program.call(
+        families.linear(DENSE_BLOCK),
+        f"row_products_{DENSE_BLOCK}",
+        x.view.seen_as(BATCH, vectors, ROW_LANES),
+        writer.constant(stored.view(blocks, DENSE_BLOCK, vectors, ROW_LANES), "weight"),
+        writer.constant(blocks_of(_detached(bias), outputs, DENSE_BLOCK), "bias"),
+        *(start, slot, sample),
+        made.view.seen_as(BATCH * blocks, DENSE_BLOCK),
+    )
+    return made
+
+
+def add(writer: Writer, left: Rows, right: Rows) -> Rows:
+    """The sum of two maps of one size."""
+    a, b = writer.settle(left), writer.settle(right)
+    made = writer.rows(a.size, a.matrix, a.width)
+    writer.program.call(families.rows(), "add_rows", a.view, b.view, made.view, -_INFINITY)
+    return made
+
+
+def pool(writer: Writer, value: Rows, what: Pool) -> Rows:
+    """Max or average pooling."""
+    window = what.kernel, what.stride, what.padding
+    geometry = pool_window(value.size, *window, what.ceil_mode)
+    weights = pool_weights(geometry, what.padding, what.count_include_pad)
+    table = geometry.table()
+    return _pooled(writer, value, what.mode, table, weights, geometry.target)
+
+
+def adaptive_average(writer: Writer, value: Rows, target: tuple[int, int]) -> Rows:
+    """Average pooling to `target` pixels, over windows that may differ in size."""
+    spans = [
+        [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
+        for size, wanted in zip(value.size[1:], target, strict=True)
+    ]
+    width = value.size[2]
+    windows = [
+        [row * width + column for row in range(*down) for column in range(*across)]
+        for down in spans[0]
+        for across in spans[1]
+    ]
+    taps = max(len(pixels) for pixels in windows)
+    table = torch.tensor([pixels + [-1] * (taps - len(pixels)) for pixels in windows])
+    weights = torch.tensor([1.0 / len(pixels) for pixels in windows])
+    return _pooled(writer, value, "avg", table.T.to(torch.int32).contiguous(), weights, target)
+
+
+def _pooled(
+    writer: Writer,
+    value: Rows,
+    mode: str,
+    table: Tensor,
+    weights: Tensor,
+    target: Sequence[int],
+) -> Rows:
+    x = writer.settle(value)
+    made = writer.rows((x.size[0], target[0], target[1]), width=x.width)
+    writer.program.call(
+        families.rows(),
+        f"{mode}_pool_rows",
+        x.view,
+        writer.constant(weights, "pool_weight"),
+        made.view,
+        writer.program.constant(table, "table"),
+        math.prod(x.size[1:]),
+    )
+    return made
+
+
+def pad_channels(writer: Writer, value: Rows, before: int, after: int) -> Rows:
+    """Channels of zeros on both sides."""
+    x = writer.settle(value)
+    channels, height, width = x.size
+    made = writer.rows((before + channels + after, height, width))
+    # Lanes behind the last channel are zeros already: they may be copied along.
+    writer.take(x, made, torch.arange(height * width, dtype=torch.int32), before)
+    return made
+
+
+def take_pixels(writer: Writer, value: Rows, step: tuple[int, int]) -> Rows:
+    """Every so many pixels, from the first on."""
+    x = writer.settle(value)
+    channels, height, width = x.size
+    pixels = torch.arange(height * width, dtype=torch.int32).view(height, width)
+    taken = pixels[:: step[0], :: step[1]]
+    made = writer.rows((channels, *taken.shape), width=x.width)
+    writer.take(x, made, taken.reshape(-1).contiguous(), 0)
+    return made
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()

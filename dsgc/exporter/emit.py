@@ -1,0 +1,392 @@
+"""Walks a lowered graph and writes the program that computes the same without torch."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from dsgc.codegen.target import CpuTarget
+from dsgc.exporter import dense_rules, sparse_rules
+from dsgc.exporter.errors import unsupported
+from dsgc.exporter.program import Program, View
+from dsgc.exporter.values import Chosen, Packed, Rows, Source
+from dsgc.exporter.writer import Writer
+from dsgc.ops.normalization import PackedBatchNorm
+from dsgc.ops.recompute import Recompute, RecomputedConv2d
+from dsgc.passes.geometry import conv_padding
+from dsgc.passes.lower_to_packed import PackedSelection
+from dsgc.passes.patterns import batch_norm, elementwise, is_flatten, module_of, pool
+from dsgc.trace import user_line
+
+__all__ = ["Emitted", "emit"]
+
+_SAME_METHODS = {"contiguous", "clone", "detach"}
+_ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_OUR_NAMESPACES = ("dsgc", "dsgc_cpu")
+
+
+class Emitted:
+    """A program with its inputs and outputs.
+
+    Attributes:
+        inputs: the buffers that callers fill, by argument name.
+        outputs: the buffers with results, in the order of the model's flattened result.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.inputs: dict[str, View] = {}
+        self.outputs: list[View] = []
+
+
+def emit(
+    graph: fx.GraphModule, inputs: Sequence[Tensor], target: CpuTarget, layers: Iterable[str]
+) -> Emitted:
+    """The program of a lowered graph in eval mode.
+
+    Args:
+        graph: as last run on `inputs`.
+        inputs: an example batch.
+        layers: names of the model's modules.
+        target: the CPU to write for.
+
+    Raises:
+        ExportError: an operation cannot be written; names the node and the user's line.
+    """
+    return _Emitter(graph, inputs, target, layers).run()
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph on the example and keeps what every node made."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.made: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = self.made[n] = super().run_node(n)
+        if isinstance(found, Tensor):
+            n.meta.setdefault("shape", tuple(found.shape))
+        return found
+
+
+class _Emitter:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        inputs: Sequence[Tensor],
+        target: CpuTarget,
+        layers: Iterable[str],
+    ) -> None:
+        self.graph = graph
+        self.writer = Writer(target)
+        self.result = Emitted(self.writer.program)
+        recorder = _Recorder(graph)
+        with torch.no_grad():
+            recorder.run(*inputs)
+        self.made = recorder.made
+        self.batch = inputs[0].shape[0]
+        self.values: dict[fx.Node, Any] = {}
+        self.layers = sorted((name for name in layers if name), key=len, reverse=True)
+
+    def run(self) -> Emitted:
+        for node in self.graph.graph.nodes:
+            self.writer.program.layer = self.layer_of(node)
+            self.values[node] = self.emit(node)
+        return self.result
+
+    def layer_of(self, node: fx.Node) -> str:
+        """The module of the model that a node stands for, as far as its name tells."""
+        for name in self.layers:
+            plain = name.replace(".", "_")
+            if node.name == plain or node.name.startswith(plain + "_"):
+                return str(name)
+        return str(node.name)
+
+    # Dispatch
+
+    def emit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.input(node)
+        if node.op == "output":
+            return self.output(node)
+        if node.op == "get_attr":
+            return self.made[node]
+        if not any(self.is_live(self.values[read]) for read in node.all_input_nodes):
+            return self.made[node]  # it depends on nothing that an input changes
+        rule = self.our_rule(node) or self.module_rule(node) or self.function_rule(node)
+        if rule is None:
+            raise self.refusal(node)
+        return rule()
+
+    def is_live(self, value: Any) -> bool:
+        parts = value if isinstance(value, tuple) else (value,)
+        return any(isinstance(part, (Rows, Packed, Chosen)) for part in parts)
+
+    def refusal(self, node: fx.Node) -> Exception:
+        module = module_of(node)
+        what = (
+            type(module).__name__
+            if module is not None
+            else getattr(node.target, "__name__", str(node.target))
+        )
+        line = user_line(node)
+        where = f" ({line})" if line else ""
+        return unsupported(
+            f"node {node.name!r}{where} is a {what}",
+            "leave that part outside of the model that you export",
+        )
+
+    def value(self, node: object) -> Any:
+        return self.values[node] if isinstance(node, fx.Node) else node
+
+    def arguments(self, node: fx.Node) -> tuple[Any, ...]:
+        return cast("tuple[Any, ...]", fx.map_arg(node.args, lambda read: self.values[read]))
+
+    def rows(self, value: Any, node: fx.Node) -> Rows:
+        if not isinstance(value, Rows):
+            raise self.refusal(node)
+        return value
+
+    # Inputs and outputs
+
+    def input(self, node: fx.Node) -> Any:
+        example = self.made[node]
+        if not isinstance(example, Tensor):
+            return example
+        if example.dtype != torch.float32 or example.dim() not in (2, 4):
+            raise unsupported(
+                f"input {node.name!r} is {example.dtype} of {example.dim()} dimensions",
+                "inputs must be float32, [N, C, H, W] or [N, C]",
+            )
+        made, given = dense_rules.read_input(self.writer, tuple(example.shape))
+        self.result.inputs[str(node.target)] = given
+        return made
+
+    def output(self, node: fx.Node) -> None:
+        for leaf in pytree.tree_leaves(node.args[0]):
+            value = self.value(leaf)
+            self.writer.program.layer = "output"
+            self.result.outputs.append(
+                dense_rules.write_output(self.writer, self.rows(value, node))
+            )
+
+    # The operators of dsgc
+
+    def our_rule(self, node: fx.Node) -> Callable[[], Any] | None:
+        module = module_of(node)
+        if isinstance(module, PackedSelection):
+            return lambda: self.selection(node, module)
+        if isinstance(module, PackedBatchNorm):
+            return lambda: self.normalization(node, module)
+        if isinstance(module, Recompute):
+            return lambda: None
+        if isinstance(module, RecomputedConv2d):
+            return lambda: self.sparse_convolution(self.arguments(node)[1:])
+        name = str(node.target)
+        if node.op == "call_function" and name.startswith(_OUR_NAMESPACES):
+            own = {
+                "stem_conv2d": self.stem,
+                "conv2d": lambda n: self.sparse_convolution(self.arguments(n)),
+                "pool2d": self.packed_pool,
+                "unpack": self.unpack,
+                "activate": self.activate,
+                "pack": self.pack,
+            }.get(name.split(".")[1])
+            return None if own is None else lambda: own(node)
+        if node.target is operator.getitem and isinstance(self.value(node.args[0]), tuple):
+            return lambda: self.value(node.args[0])[node.args[1]]
+        return None
+
+    def source(self, arguments: Sequence[Any]) -> Source:
+        x, chosen, _, scale, shift, act, size = arguments[:7]
+        return Source(x, chosen, scale, shift, act, (size[0], size[1], size[2]))
+
+    def selection(self, node: fx.Node, module: PackedSelection) -> tuple[Chosen, Chosen]:
+        chosen = sparse_rules.select(
+            self.writer, module.selector, self.source(self.arguments(node))
+        )
+        return chosen, chosen
+
+    def normalization(self, node: fx.Node, module: PackedBatchNorm) -> tuple[Any, Any, Any]:
+        _, scale, shift = self.made[node]
+        return self.arguments(node)[0], scale.detach(), shift.detach()
+
+    def stem(self, node: fx.Node) -> Rows:
+        x, weight, bias, *window = self.arguments(node)
+        return dense_rules.convolution(
+            self.writer, x, weight, bias, (window[0], window[1], window[2])
+        )
+
+    def sparse_convolution(self, arguments: Sequence[Any]) -> Packed:
+        weight, bias, chosen, _, block, *window = arguments[7:]
+        return sparse_rules.convolution(
+            self.writer,
+            self.source(arguments),
+            weight,
+            bias,
+            chosen,
+            block,
+            (window[0], window[1], window[2]),
+            self.batch,
+        )
+
+    def packed_pool(self, node: fx.Node) -> tuple[Any, ...]:
+        arguments = self.arguments(node)
+        mode, kernel, stride, padding, ceil_mode, include_pad = arguments[7:]
+        values, rowptr = self.made[node][0], self.made[node][2]
+        source = self.source(arguments)
+        if not isinstance(source.x, Packed):
+            raise self.refusal(node)
+        blocks = -(-source.size[0] // source.x.block)
+        usual = values.shape[0] / max(1, (rowptr.shape[0] - 1) * blocks)
+        made, chosen = sparse_rules.pool(
+            self.writer, source, mode, (kernel, stride, padding), ceil_mode, include_pad, usual
+        )
+        return made, chosen, chosen, None
+
+    def unpack(self, node: fx.Node) -> Rows:
+        return self.writer.dense(self.source(self.arguments(node)))
+
+    def activate(self, node: fx.Node) -> Any:
+        source = self.source(self.arguments(node))
+        if isinstance(source.x, Rows):
+            return self.writer.dense(source)
+        return Packed(self.writer.activate(source), source.x.block)
+
+    def pack(self, node: fx.Node) -> Packed:
+        x, chosen, _, block = self.arguments(node)
+        return sparse_rules.pack(self.writer, self.rows(x, node), chosen, block)
+
+    # Modules and functions of the dense model
+
+    def module_rule(self, node: fx.Node) -> Callable[[], Any] | None:
+        module = module_of(node)
+        if module is None:
+            return None
+        x = self.value(node.args[0]) if node.args else None
+        if not isinstance(x, Rows):
+            return None
+        norm = batch_norm(node)
+        if norm is not None and norm.running_mean is not None:
+            return lambda: dense_rules.affine(self.writer, x, *_affine_of(norm))
+        if isinstance(module, nn.Conv2d):
+            return self.convolution_rule(module, x)
+        if isinstance(module, nn.Linear) and x.matrix:
+            return lambda: dense_rules.linear(self.writer, x, module.weight, module.bias)
+        if isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity)):
+            return lambda: x
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            return lambda: dense_rules.adaptive_average(self.writer, x, self.pixels(node))
+        return self.shared_rule(node, x)
+
+    def convolution_rule(self, conv: nn.Conv2d, x: Rows) -> Callable[[], Any] | None:
+        padding = conv_padding(conv)
+        if conv.groups != 1 or conv.padding_mode != "zeros" or padding is None:
+            return None
+        window = (conv.stride, padding, conv.dilation)
+        return lambda: dense_rules.convolution(self.writer, x, conv.weight, conv.bias, window)
+
+    def shared_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
+        """Rules for what may be a module, a function or a method."""
+        kind = elementwise(node)
+        if kind in ("relu", "identity"):
+            return lambda: x if kind == "identity" else dense_rules.relu(self.writer, x)
+        what = pool(node)
+        if what is not None:
+            return lambda: dense_rules.pool(self.writer, x, what)
+        if is_flatten(node):
+            return lambda: dense_rules.flatten(self.writer, x)
+        return None
+
+    def function_rule(self, node: fx.Node) -> Callable[[], Any] | None:
+        if node.op == "call_module":
+            return None
+        values = [self.value(read) for read in node.args]
+        x = values[0] if values else None
+        if not isinstance(x, Rows):
+            return None
+        if node.target in _ADDITIONS and len(values) == 2 and not node.kwargs:
+            other = values[1]
+            if isinstance(other, Rows) and other.size == x.size:
+                return lambda: dense_rules.add(self.writer, x, other)
+            return None
+        if node.op == "call_method" and node.target in _SAME_METHODS:
+            return lambda: x
+        if node.target is F.dropout:
+            return lambda: x
+        if node.op == "call_method" and node.target in ("size", "dim"):
+            return lambda: self.made[node]
+        if node.target is getattr and node.args[1] == "shape":
+            return lambda: self.made[node]
+        return self.layout_rule(node, x) or self.shared_rule(node, x)
+
+    def layout_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
+        """Functions that move or add values without computing."""
+        if node.target is F.pad and (before := _channel_padding(node)) is not None:
+            return lambda: dense_rules.pad_channels(self.writer, x, *before)
+        if node.target is operator.getitem and (step := _pixel_steps(node.args[1])) is not None:
+            return lambda: dense_rules.take_pixels(self.writer, x, step)
+        if node.target in (torch.reshape, "reshape", "view"):
+            shape = self.shape(node)
+            if shape == (self.batch, x.size[0], 1, 1) and x.matrix:
+                return lambda: self.as_map(x)
+            if shape == (self.batch, x.size[0]) and not x.matrix and x.size[1:] == (1, 1):
+                return lambda: dense_rules.flatten(self.writer, x)
+            if shape == (self.batch, *x.size) and not x.matrix:
+                return lambda: x
+        return None
+
+    def as_map(self, x: Rows) -> Rows:
+        """A matrix as maps of one pixel."""
+        settled = self.writer.settle(x)
+        return Rows(settled.view, settled.size, False, closed=True)
+
+    def pixels(self, node: fx.Node) -> tuple[int, int]:
+        shape = self.shape(node)
+        return shape[2], shape[3]
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        return tuple(self.made[node].shape)
+
+
+def _affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] of a batch norm in eval mode."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise unsupported("a batch norm has no running statistics", "train the model first")
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
+def _channel_padding(node: fx.Node) -> tuple[int, int] | None:
+    """The channels that an F.pad adds before and after, if it adds nothing else, and zeros."""
+    arguments: Mapping[str, Any] = {
+        **dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)),
+        **node.kwargs,
+    }
+    pad = tuple(arguments["pad"])
+    plain = arguments.get("mode", "constant") == "constant" and not arguments.get("value")
+    if plain and len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0:
+        return int(pad[4]), int(pad[5])
+    return None
+
+
+def _pixel_steps(index: Any) -> tuple[int, int] | None:
+    """Steps of ``x[:, :, ::a, ::b]``; None for any other index."""
+    if not isinstance(index, tuple) or len(index) != 4:
+        return None
+    if not all(isinstance(part, slice) for part in index):
+        return None
+    if any(part.start or part.stop is not None for part in index):
+        return None
+    steps = [part.step or 1 for part in index]
+    return (steps[2], steps[3]) if steps[:2] == [1, 1] and min(steps) > 0 else None

@@ -1,0 +1,104 @@
+"""Compiles the kernels that a program calls, and their threads, into one shared object."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dsgc_runtime
+from dsgc.codegen.families import Family
+from dsgc.codegen.target import CpuTarget, host_target
+from dsgc.errors import KernelError
+
+__all__ = ["link_kernels", "required_features"]
+
+# What runtimes look for in a processor before they run anything; other features follow from these.
+_TELLING = {
+    "sse42", "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "avx512f", "avx512bw", "avx512cd",
+    "avx512dq", "avx512vl", "avx512vnni", "avx512bf16", "avx512fp16", "avx512ifma", "avx512vbmi",
+    "avx512vbmi2", "avx512bitalg", "avx512vpopcntdq", "avxvnni", "gfni", "vaes", "vpclmulqdq",
+}  # fmt: skip
+_LLVM_NAMES = {"bmi": "bmi1"}
+_CROSS_COMPILERS = {"aarch64": "aarch64-linux-gnu-gcc"}
+
+
+def machine_of(target: CpuTarget) -> str:
+    """The architecture as `platform.machine()` names it."""
+    triple = dict(target.options).get("mtriple")
+    if isinstance(triple, str):
+        return triple.partition("-")[0]
+    import platform
+
+    return platform.machine()
+
+
+def required_features(target: CpuTarget) -> list[str]:
+    """The processor features that code for `target` may use, as `/proc/cpuinfo` names them.
+
+    Without underscores: there they are written in more than one way.
+    """
+    if machine_of(target) == "aarch64":
+        return ["asimd"]
+    from tvm.target import codegen as llvm
+
+    found = {str(name).replace(".", "") for name in llvm.llvm_get_cpu_features(target.tvm())}
+    named = {_LLVM_NAMES.get(name, name) for name in found}
+    return sorted(named & _TELLING)
+
+
+def link_kernels(families: Mapping[str, Family], target: CpuTarget | None, path: Path) -> None:
+    """Write the kernels that are the keys of `families` as the shared object `path`.
+
+    Raises:
+        KernelError: no compiler for the target, or it failed.
+    """
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    import tvm
+
+    target = target or host_target()
+    functions: dict[str, Any] = {}
+    for family in {family.name: family for family in families.values()}.values():
+        for function in family.functions(target):
+            name = function.attrs["global_symbol"]
+            if name in families:
+                functions[name] = function
+    ordered = {name: functions[name] for name in sorted(functions)}
+    built = tvm.compile(tvm.IRModule(ordered), target=target.tvm())
+    folder = path.parent
+    built.mod.write_to_file(str(folder / "kernels.o"))
+    command = [
+        compiler_for(target),
+        *("-O2", "-shared", "-fPIC", "-fopenmp", "-s", "-Wl,-Bsymbolic", "-Wl,--build-id=none"),
+        "kernels.o",
+        *dsgc_runtime.shim_build_arguments(),
+        *("-o", path.name),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    (folder / "kernels.o").unlink()
+    if done.returncode != 0:
+        raise KernelError(f"the kernels could not be linked by {command[0]}: {done.stderr.strip()}")
+
+
+def compiler_for(target: CpuTarget) -> str:
+    """The C compiler that links for `target`."""
+    import platform
+    import shutil
+
+    machine = machine_of(target)
+    if machine == platform.machine():
+        try:
+            return dsgc_runtime.compiler_command()
+        except dsgc_runtime.RuntimeBuildError as error:
+            raise KernelError(str(error)) from error
+    wanted = os.environ.get("DSGC_CROSS_CC") or _CROSS_COMPILERS.get(machine, "")
+    found = shutil.which(wanted) if wanted else None
+    if found is None:
+        raise KernelError(
+            f"no C compiler that links for {machine}: install {wanted or 'one'} (Debian: apt-get "
+            f"install gcc-{machine}-linux-gnu), or name one in the environment variable "
+            "DSGC_CROSS_CC"
+        )
+    return found

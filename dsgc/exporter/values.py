@@ -1,0 +1,101 @@
+"""What the exporter knows of a value of the lowered graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dsgc.codegen.tiles import DENSE_BLOCK
+from dsgc.exporter.program import View
+from dsgc.exporter.sizes import BATCH, Size
+from dsgc.ops.layout import ceil_div
+
+__all__ = ["Chosen", "Packed", "Rows", "Source", "row_width"]
+
+_AFTER_RELU = {"identity": "relu", "relu": "relu", "affine": "affine_relu"}
+_FEW = 4  # channels that are not filled up: those of an image
+
+
+def row_width(channels: int) -> int:
+    """Lanes of a row that holds `channels`: whole vectors, unless it is an image."""
+    return channels if channels <= _FEW else ceil_div(channels, DENSE_BLOCK) * DENSE_BLOCK
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A dense map or matrix as rows [positions + 1, width], whose readers apply `act`.
+
+    Attributes:
+        view: [positions + 1, width]; lanes beyond the last channel are zero.
+        size: (C, H, W); H and W are 1 for a matrix [N, C].
+        matrix: whether the model sees [N, C] rather than [N, C, H, W].
+        act, scale, shift: as in :class:`dsgc.ops.Activation`; scale and shift are [C].
+        closed: whether the last row is zero.
+    """
+
+    view: View
+    size: tuple[int, int, int]
+    matrix: bool = False
+    act: str = "identity"
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    closed: bool = False
+
+    @property
+    def width(self) -> int:
+        """Lanes of a row."""
+        extent = self.view.shape[-1].value
+        if not isinstance(extent, int):
+            raise TypeError("rows of unknown width")
+        return extent
+
+    @property
+    def positions(self) -> Size:
+        """Rows without the one of zeros."""
+        return BATCH * (self.size[1] * self.size[2])
+
+    def after_relu(self) -> Rows | None:
+        """With a ReLU behind; None if what is to be applied has to be applied first."""
+        if self.act not in _AFTER_RELU:
+            return None
+        return replace(self, act=_AFTER_RELU[self.act])
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A selection as lists: ids [slots] and rowptr [positions + 1].
+
+    Attributes:
+        positions: how many there are.
+        slots: how many blocks are chosen of all positions together.
+        widest: the most blocks that a position may have.
+        usual: the part of the blocks that the example's positions have, 0 to 1.
+    """
+
+    ids: View
+    rowptr: View
+    positions: Size
+    slots: Size
+    widest: int
+    usual: float
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Values of the blocks of a selection: [slots, block]."""
+
+    view: View
+    block: int
+
+
+class Source(NamedTuple):
+    """The arguments of an operator that say what it reads: :class:`dsgc.ops.Activation`."""
+
+    x: Rows | Packed
+    chosen: Chosen | None
+    scale: Tensor | None
+    shift: Tensor | None
+    act: str
+    size: tuple[int, int, int]

@@ -1,0 +1,210 @@
+"""A loaded artifact: a function of arrays."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsgc_runtime.archive import Archive, open_archive
+from dsgc_runtime.errors import DamagedArtifactError, InputError
+from dsgc_runtime.manifest import Layer, Port
+from dsgc_runtime.native import Native
+from dsgc_runtime.profile import LayerProfile, by_layer
+from dsgc_runtime.session import Session
+
+__all__ = ["LayerProfile", "Model", "PortInfo", "load"]
+
+_KEPT_SESSIONS = 8
+
+
+@dataclass(frozen=True)
+class PortInfo:
+    """An input or output: its name, dtype and shape; None in the shape is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def load(path: str | Path, threads: int | None = None) -> Model:
+    """Load an artifact.
+
+    It holds native code, which runs in this process: load only what you trust. Everything in it is
+    checked before that code is.
+
+    Args:
+        path: what `dsgc.export` wrote.
+        threads: how many to run on; None is all that OpenMP gives.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArtifactError: it cannot be used, see `dsgc_runtime.errors`.
+        OSError: the C library of OpenMP (libgomp) is missing on this machine.
+    """
+    return Model(open_archive(path), threads)
+
+
+class Model:
+    """A loaded artifact; call it with one array an input.
+
+    Any number of threads may call it at once: each call has memory of its own.
+    """
+
+    def __init__(self, archive: Archive, threads: int | None = None) -> None:
+        self.manifest = archive.manifest
+        self.graph = archive.graph
+        self._constants = archive.constants
+        self._check_structure()
+        with tempfile.TemporaryDirectory(prefix="dsgc-") as folder:
+            library = Path(folder) / "kernels.so"
+            library.write_bytes(archive.kernels)
+            self._native = Native(library, archive.manifest)
+        self._lock = threading.Lock()
+        self._idle: list[Session] = []
+        self.threads = threads
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads a call runs on; None is all that OpenMP gives."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, count: int | None) -> None:
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"threads must be a positive number or None, not {count!r}")
+        self._threads = count
+
+    @property
+    def inputs(self) -> tuple[PortInfo, ...]:
+        """What the model takes."""
+        return tuple(self._info(port) for port in self.manifest.inputs)
+
+    @property
+    def outputs(self) -> tuple[PortInfo, ...]:
+        """What the model gives."""
+        return tuple(self._info(port) for port in self.manifest.outputs)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """What the compiler made of every layer of the original model."""
+        return self.manifest.layers
+
+    def __call__(self, *inputs: Any) -> NDArray[Any] | tuple[NDArray[Any], ...]:
+        """Run the model.
+
+        Args:
+            inputs: arrays of numpy, torch or anything with DLPack on the CPU; contiguous float32
+                is taken as it is, without a copy.
+
+        Returns:
+            An array, or a tuple if the model has several outputs.
+
+        Raises:
+            InputError: an input has another shape, dtype or device, or their batches differ.
+            MemoryError: there is not enough memory for a batch of this size.
+        """
+        arrays, batch = self._arrays(inputs)
+        made = self._run(arrays, batch)
+        return made[0] if len(made) == 1 else tuple(made)
+
+    def profile(self, *inputs: Any) -> list[LayerProfile]:
+        """Run the model once and tell what every layer took, in order.
+
+        Raises:
+            The same as a call.
+        """
+        arrays, batch = self._arrays(inputs)
+        session = self._take(batch)
+        try:
+            self._native.use_threads(self._threads)
+            session.run(arrays)  # whatever happens only once has happened
+            seconds: dict[int, float] = {}
+            begun = time.perf_counter()
+            session.run(arrays, seconds)
+            whole = time.perf_counter() - begun
+            return by_layer(self.manifest, session.sizes, seconds, whole)
+        finally:
+            self._give_back(session)
+
+    def _run(self, arrays: Sequence[NDArray[Any]], batch: int) -> list[NDArray[Any]]:
+        if batch == 0:
+            return [
+                np.empty((0, *port.shape[1:]), port.dtype)  # type: ignore[arg-type]
+                for port in self.outputs
+            ]
+        session = self._take(batch)
+        try:
+            self._native.use_threads(self._threads)
+            return session.run(arrays)
+        finally:
+            self._give_back(session)
+
+    def _take(self, batch: int) -> Session:
+        with self._lock:
+            for i, session in enumerate(self._idle):
+                if session.batch == batch:
+                    return self._idle.pop(i)
+        return Session(self.manifest, self._constants, self._native, batch)
+
+    def _give_back(self, session: Session) -> None:
+        with self._lock:
+            self._idle.append(session)
+            del self._idle[:-_KEPT_SESSIONS]
+
+    def _arrays(self, given: Sequence[Any]) -> tuple[list[NDArray[Any]], int]:
+        ports = self.inputs
+        if len(given) != len(ports):
+            names = ", ".join(port.name for port in ports)
+            raise InputError(f"the model takes {len(ports)} inputs ({names}), not {len(given)}")
+        arrays = [_array(value, port) for value, port in zip(given, ports, strict=True)]
+        batch = arrays[0].shape[0]
+        for array, port in zip(arrays, ports, strict=True):
+            if array.shape[0] != batch:
+                raise InputError(
+                    f"input {port.name!r} has a batch of {array.shape[0]}, and "
+                    f"{ports[0].name!r} one of {batch}"
+                )
+        if not self.manifest.dynamic and batch != self.manifest.example:
+            raise InputError(
+                f"the artifact was exported for batches of {self.manifest.example}, not {batch}: "
+                "export it with dynamic_batch=True"
+            )
+        return arrays, batch
+
+    def _info(self, port: Port) -> PortInfo:
+        shape = tuple(extent if isinstance(extent, int) else None for extent in port.view.shape)
+        return PortInfo(port.name, port.view.dtype, shape)
+
+    def _check_structure(self) -> None:
+        if not self.manifest.inputs or not self.manifest.outputs:
+            raise DamagedArtifactError("it has no inputs or no outputs")
+        # Every view is checked against its memory for the example, before any code is loaded.
+        Session(self.manifest, self._constants, None, max(1, self.manifest.example))
+
+
+def _array(value: Any, port: PortInfo) -> NDArray[Any]:
+    try:
+        array = value if isinstance(value, np.ndarray) else np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"input {port.name!r} is a {type(value).__name__} that numpy cannot read ({error}); "
+            "give an array or tensor on the CPU that needs no gradient"
+        ) from error
+    wanted = ", ".join("batch" if n is None else str(n) for n in port.shape)
+    fits = array.ndim == len(port.shape) and all(
+        n is None or n == extent for n, extent in zip(port.shape, array.shape, strict=True)
+    )
+    if array.dtype.name != port.dtype or not fits:
+        raise InputError(
+            f"input {port.name!r} must be {port.dtype} [{wanted}], not {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    return np.ascontiguousarray(array)

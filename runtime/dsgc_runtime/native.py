@@ -1,0 +1,46 @@
+"""The native code of an artifact: its kernels by name."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import tvm_ffi
+
+from dsgc_runtime.errors import DamagedArtifactError
+from dsgc_runtime.manifest import Call, Manifest
+
+__all__ = ["Native"]
+
+
+class Native:
+    """Loads a kernel library; from here on its code may run.
+
+    Args:
+        library: a shared object; it may be removed afterwards.
+        manifest: whose program says which kernels there must be.
+
+    Raises:
+        DamagedArtifactError: a kernel is missing.
+        OSError: the library cannot be loaded, for example because libgomp is missing.
+    """
+
+    def __init__(self, library: Path, manifest: Manifest) -> None:
+        # Kernels find threads and workspace through pointers that are filled when they are loaded.
+        threads = ctypes.CDLL(str(library))
+        threads.dsgc_register_runtime()
+        self._set_threads = threads.dsgc_set_thread_count
+        self._all_threads: int = threads.dsgc_thread_count()
+        self._module = tvm_ffi.load_module(str(library))
+        self.kernels: dict[str, Callable[..., None]] = {}
+        names = {step.kernel for step in manifest.program if isinstance(step, Call)}
+        for name in sorted(names):
+            try:
+                self.kernels[name] = self._module[name]
+            except (AttributeError, KeyError, RuntimeError) as error:
+                raise DamagedArtifactError(f"there is no kernel {name!r} in it") from error
+
+    def use_threads(self, count: int | None) -> None:
+        """For calls that this thread makes from now on."""
+        self._set_threads(ctypes.c_int(self._all_threads if count is None else count))

@@ -1,0 +1,201 @@
+"""A program with memory for one batch size: what one call at a time runs in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsgc_runtime.arena import ALIGNMENT, plan
+from dsgc_runtime.errors import DamagedArtifactError
+from dsgc_runtime.manifest import DTYPES, Call, Manifest, Read, View
+from dsgc_runtime.sizes import LIMIT, Size, evaluate, names_in
+
+if TYPE_CHECKING:
+    from dsgc_runtime.native import Native
+
+__all__ = ["Session"]
+
+
+class Session:
+    """The buffers of a program for batches of one size, and its calls made ready.
+
+    Args:
+        manifest: the program.
+        constants: by name.
+        native: the kernels; None only checks that everything fits.
+        batch: samples of a call, at least one.
+
+    Raises:
+        DamagedArtifactError: a tensor does not fit into its memory.
+        MemoryError: there is not enough memory.
+
+    Attributes:
+        sizes: bytes of every buffer.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        constants: Mapping[str, NDArray[Any]],
+        native: Native | None,
+        batch: int,
+    ) -> None:
+        self.manifest, self.batch = manifest, batch
+        self._constants = constants
+        self._known = {"batch": batch}
+        self.sizes = [evaluate(buffer.bytes, self._known) for buffer in manifest.buffers]
+        self._outside = {port.view.storage for port in (*manifest.inputs, *manifest.outputs)}
+        self._check()
+        if native is not None:
+            self._arena = self._make_arena()
+            self._steps = [self._step(step, native) for step in manifest.program]
+
+    # Checking
+
+    def _check(self) -> None:
+        """Every view against its memory, counts that are not known yet at their largest."""
+        known = dict(self._known)
+        for step in self.manifest.program:
+            if isinstance(step, Read):
+                self._fits(step.view, known)
+                known[step.name] = evaluate(step.most, self._known)
+                continue
+            for argument in step.arguments:
+                if isinstance(argument, View):
+                    self._fits(argument, known)
+        for port in (*self.manifest.inputs, *self.manifest.outputs):
+            self._fits(port.view, known)
+
+    def _fits(self, view: View, known: Mapping[str, int]) -> None:
+        try:
+            needed = _volume(view.shape, known) * DTYPES[view.dtype]
+        except KeyError as error:
+            raise DamagedArtifactError(f"{error} is used before it is known") from None
+        if isinstance(view.storage, str):
+            there = self._constants[view.storage].nbytes
+        else:
+            there = self.sizes[view.storage]
+        if needed > there:
+            raise DamagedArtifactError(
+                f"a tensor of {needed} bytes lies beyond the {there} of {view.storage!r}"
+            )
+
+    # Making ready
+
+    def _make_arena(self) -> NDArray[np.uint8]:
+        needed = [
+            (0 if number in self._outside else size, buffer.first, buffer.last)
+            for number, (size, buffer) in enumerate(
+                zip(self.sizes, self.manifest.buffers, strict=True)
+            )
+        ]
+        self._offsets, total = plan(needed)
+        raw = np.empty(total + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        return raw[start : start + total]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Of all buffers but inputs and outputs."""
+        return int(self._arena.nbytes)
+
+    def _step(self, step: Call | Read, native: Native) -> tuple[Any, list[Any], list[Any]]:
+        """A kernel, its arguments, and those of them that are only known in a call."""
+        if isinstance(step, Read):
+            return None, [step], []
+        arguments: list[Any] = []
+        late: list[tuple[int, View | Size]] = []
+        for i, argument in enumerate(step.arguments):
+            if isinstance(argument, float):
+                arguments.append(argument)
+            elif not self._is_known(argument):
+                arguments.append(None)
+                late.append((i, argument))
+            elif isinstance(argument, View):
+                arguments.append(self._tensor(argument, self._known))
+            else:
+                arguments.append(evaluate(argument, self._known))
+        return native.kernels[step.kernel], arguments, late
+
+    def _is_known(self, argument: View | Size) -> bool:
+        """Whether an argument is the same in every call."""
+        if not isinstance(argument, View):
+            return names_in(argument) <= {"batch"}
+        names: set[str] = set().union(*(names_in(extent) for extent in argument.shape))
+        return argument.storage not in self._outside and names <= {"batch"}
+
+    def _tensor(self, view: View, known: Mapping[str, int]) -> Any:
+        from tvm_ffi import from_dlpack
+
+        return from_dlpack(self._view(view, known))
+
+    def _view(self, view: View, known: Mapping[str, int]) -> NDArray[Any]:
+        shape = tuple(evaluate(extent, known) for extent in view.shape)
+        if isinstance(view.storage, str):
+            flat = self._constants[view.storage].reshape(-1).view(np.uint8)
+            start = 0
+        elif view.storage in self._outside:
+            flat, start = self._held[view.storage].reshape(-1).view(np.uint8), 0
+        else:
+            flat, start = self._arena, self._offsets[view.storage]
+        size = _volume(view.shape, known) * DTYPES[view.dtype]
+        return flat[start : start + size].view(view.dtype).reshape(shape)
+
+    # Running
+
+    def run(
+        self, inputs: Sequence[NDArray[Any]], seconds: dict[int, float] | None = None
+    ) -> list[NDArray[Any]]:
+        """The outputs for inputs that were checked; `seconds` by instruction if asked for."""
+        self._held: dict[int | str, NDArray[Any]] = {}
+        for port, array in zip(self.manifest.inputs, inputs, strict=True):
+            self._held[port.view.storage] = array
+        outputs = []
+        for port in self.manifest.outputs:
+            shape = tuple(evaluate(extent, self._known) for extent in port.view.shape)
+            made: NDArray[Any] = np.empty(shape, port.view.dtype)
+            self._held[port.view.storage] = made
+            outputs.append(made)
+        known = dict(self._known)
+        for number, (kernel, arguments, late) in enumerate(self._steps):
+            begun = time.perf_counter() if seconds is not None else 0.0
+            if kernel is None:
+                self._read(arguments[0], known)
+                continue
+            if late:
+                arguments = list(arguments)
+                for i, argument in late:
+                    arguments[i] = (
+                        self._tensor(argument, known)
+                        if isinstance(argument, View)
+                        else evaluate(argument, known)
+                    )
+            kernel(*arguments)
+            if seconds is not None:
+                seconds[number] = time.perf_counter() - begun
+        self._held = {}
+        return outputs
+
+    def _read(self, step: Read, known: dict[str, int]) -> None:
+        count = int(self._view(step.view, known)[-1])
+        if not 0 <= count <= evaluate(step.most, self._known):
+            raise DamagedArtifactError(f"the program counted {count} {step.name}")
+        known[step.name] = count
+
+
+def _volume(shape: Sequence[Size], known: Mapping[str, int]) -> int:
+    """Elements of a tensor of `shape`.
+
+    Raises:
+        DamagedArtifactError: that is beyond all bounds.
+    """
+    total = 1
+    for extent in shape:
+        total *= evaluate(extent, known)
+        if total >= LIMIT:
+            raise DamagedArtifactError(f"a tensor of {total} elements is beyond all bounds")
+    return total
