@@ -65,7 +65,8 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
     """
     final = final_layers(gm) if context.last_part else set()
     densities: dict[fx.Node, float] = {}
-    whole = _whole_work(gm)
+    # Other parts of the model that ran before count as well.
+    whole = _whole_work(gm) + sum(one.macs for one in context.decisions.values())
     calls: dict[str, int] = {}
     for node in gm.graph.nodes:
         density = densities[node] = _density(node, densities)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -163,25 +164,32 @@ def test_lines_of_the_user_are_known() -> None:
 
 
 class ConvolutionsThenLinear(nn.Module):
-    """Two convolutions on maps of 32 x 32, and a hidden linear layer of `hidden` neurons."""
+    """Two convolutions on maps of 32 x 32, and a hidden linear layer of `hidden` neurons.
 
-    def __init__(self, hidden: int) -> None:
+    With a branch on a value the model is not one graph but four.
+    """
+
+    def __init__(self, hidden: int, branch: bool = False) -> None:
         super().__init__()
+        self.branch = branch
         self.first = nn.Conv2d(128, 128, 3, padding=1)
         self.second = nn.Conv2d(128, 128, 3, padding=1)
         self.hidden = nn.Linear(128, hidden)
         self.last = nn.Linear(hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.branch and x.sum() > 1e9:
+            x = -x
         maps = torch.relu(self.second(torch.relu(self.first(x))))
-        return torch.as_tensor(self.last(torch.relu(self.hidden(maps.mean((2, 3))))))
+        return cast(Tensor, self.last(torch.relu(self.hidden(maps.mean((2, 3))))))
 
 
+@pytest.mark.parametrize("branch", [False, True])
 @pytest.mark.parametrize(("hidden", "sparse"), [(65536, False), (262144, True)])
 def test_a_linear_layer_behind_convolutions_stays_dense_if_it_does_little(
-    hidden: int, sparse: bool
+    hidden: int, sparse: bool, branch: bool
 ) -> None:
-    model = dsgc.compile(ConvolutionsThenLinear(hidden), sparsity=0.8)
+    model = dsgc.compile(ConvolutionsThenLinear(hidden, branch), sparsity=0.8)
     with torch.no_grad():
         model._engine.prepare((torch.randn(64, 128, 32, 32),), {})
     decision = model.decisions["hidden"]
