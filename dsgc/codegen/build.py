@@ -12,7 +12,7 @@ from dsgc.codegen.cache import KernelCache, content_key
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import CpuTarget, host_target
 
-__all__ = ["build_library", "compile_family", "kernels_key", "write_object"]
+__all__ = ["build_library", "build_object", "compile_family", "kernels_key", "write_object"]
 
 
 def compile_family(family: Family, target: CpuTarget) -> Any:
@@ -47,6 +47,14 @@ def build_library(family: Family, cache: KernelCache, target: CpuTarget | None =
     key = kernels_key(family.name, target)
     return cache.get(
         key, lambda path: compile_family(family, target or host_target()).export_library(str(path))
+    )
+
+
+def build_object(family: Family, cache: KernelCache, target: CpuTarget | None = None) -> Path:
+    """Path of the family's object file, to be linked with others; otherwise as `build_library`."""
+    key = kernels_key(f"{family.name}.o", target)
+    return cache.get(
+        key, lambda path: write_object(family, target or host_target(), path), "kernels.o"
     )
 
 

@@ -45,23 +45,24 @@ class KernelCache:
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory or default_directory()
 
-    def get(self, key: str, build: Callable[[Path], object]) -> Path:
-        """The library ``key``, built by ``build(path)`` if it is missing or damaged.
+    def get(self, key: str, build: Callable[[Path], object], name: str = "kernels.so") -> Path:
+        """The file ``name`` of the entry ``key``, made by ``build(path)`` if it is missing or
+        damaged.
 
         Raises:
             KernelError: the directory cannot be written, or ``build`` failed.
         """
         entry = self.directory / key
-        if _intact(entry):
-            return entry / "kernels.so"
+        if _intact(entry, name):
+            return entry / name
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.directory, prefix=f"{key}.") as scratch:
                 fresh = Path(scratch) / "entry"
                 fresh.mkdir()
-                build(fresh / "kernels.so")
-                (fresh / "sha256").write_text(_digest(fresh / "kernels.so"), encoding="utf-8")
-                self._publish(fresh, entry, Path(scratch))
+                build(fresh / name)
+                (fresh / "sha256").write_text(_digest(fresh / name), encoding="utf-8")
+                self._publish(fresh, entry, Path(scratch), name)
         except KernelError:
             raise
         except Exception as error:
@@ -70,17 +71,17 @@ class KernelCache:
                 "C++ compiler (g++) is installed and that the directory can be written, or choose "
                 "another one with the environment variable DSGC_CACHE"
             ) from error
-        return entry / "kernels.so"
+        return entry / name
 
-    def _publish(self, fresh: Path, entry: Path, scratch: Path) -> None:
-        if entry.exists() and not _intact(entry):
+    def _publish(self, fresh: Path, entry: Path, scratch: Path, name: str) -> None:
+        if entry.exists() and not _intact(entry, name):
             # A damaged entry is moved out of the way, not edited: another process may have it open.
             entry.replace(scratch / "damaged")
         try:
             fresh.rename(entry)
         except OSError:
             # Somebody else was faster, and their library is as good.
-            if not _intact(entry):
+            if not _intact(entry, name):
                 raise
 
 
@@ -88,8 +89,8 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _intact(entry: Path) -> bool:
+def _intact(entry: Path, name: str) -> bool:
     try:
-        return _digest(entry / "kernels.so") == (entry / "sha256").read_text(encoding="utf-8")
+        return _digest(entry / name) == (entry / "sha256").read_text(encoding="utf-8")
     except OSError:
         return False

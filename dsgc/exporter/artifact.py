@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -67,10 +67,11 @@ def export(
     if not place.parent.is_dir():
         raise ConfigError(f"{place} cannot be written: {place.parent} is not a directory", "path")
     try:
-        cpu = host_target() if target is None else named_target(target)
+        named = None if target is None else named_target(target)
     except ValueError as error:
         raise ConfigError(str(error), "target") from error
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    cpu = named or host_target()
     with _eval_mode(sparse):
         graphs = _graphs(sparse, inputs)
         names = [name for name, _ in sparse._dense[0].named_modules()]
@@ -78,7 +79,16 @@ def export(
         emitted = emit(lowered, inputs, cpu, names)
     text = str(lowered.graph) + "\n"
     batch = {"dynamic": dynamic_batch, "example": int(inputs[0].shape[0])}
-    _write(place, emitted, cpu, batch, text, _sparsities(sparse))
+    layers = _layers(sparse, emitted.sparsity)
+    manifest = _manifest(emitted, cpu, batch, layers)
+    families = emitted.program.families.values()
+    _write(
+        place,
+        manifest,
+        lambda file: link_kernels(families, named, file),
+        emitted.program.constants,
+        text,
+    )
     return place
 
 
@@ -113,16 +123,14 @@ def _graphs(sparse: SparseModule, inputs: tuple[Any, ...]) -> Graphs:
     return graphs
 
 
-def _sparsities(sparse: SparseModule) -> list[dict[str, Any]]:
-    """What became of every layer."""
+def _layers(sparse: SparseModule, achieved: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What became of every layer; `achieved` is the sparsity by layer."""
     return [
         {
             "name": decision.name,
             "sparse": decision.sparse,
             "reason": decision.reason,
-            "sparsity": decision.settings.sparsity
-            if decision.sparse and decision.settings is not None
-            else 0.0,
+            "sparsity": achieved.get(decision.name, 0.0),
             "multiply_adds": decision.macs,
         }
         for decision in sparse.decisions.values()
@@ -131,22 +139,19 @@ def _sparsities(sparse: SparseModule) -> list[dict[str, Any]]:
 
 def _write(
     place: Path,
-    emitted: Emitted,
-    cpu: CpuTarget,
-    batch: dict[str, Any],
+    manifest: dict[str, Any],
+    link: Callable[[Path], None],
+    constants: Mapping[str, Tensor],
     graph: str,
-    layers: list[dict[str, Any]],
 ) -> None:
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
         folder = Path(scratch)
-        link_kernels(emitted.program.families, cpu, folder / "kernels.so")
-        constants = {name: t.contiguous() for name, t in emitted.program.constants.items()}
+        link(folder / "kernels.so")
         members = {
             "graph.txt": graph.encode(),
             "kernels.so": (folder / "kernels.so").read_bytes(),
-            "weights.safetensors": save_tensors(constants),
+            "weights.safetensors": save_tensors(dict(constants)),
         }
-        manifest = _manifest(emitted, cpu, batch, layers)
         manifest["files"] = {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
             for name, data in members.items()

@@ -37,12 +37,14 @@ class Emitted:
     Attributes:
         inputs: the buffers that callers fill, by argument name.
         outputs: the buffers with results, in the order of the model's flattened result.
+        sparsity: the part of its neurons that a sparse layer leaves out, by layer.
     """
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.inputs: dict[str, View] = {}
         self.outputs: list[View] = []
+        self.sparsity: dict[str, float] = {}
 
 
 def emit(
@@ -72,7 +74,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         found = self.made[n] = super().run_node(n)
         if isinstance(found, Tensor):
-            n.meta.setdefault("shape", tuple(found.shape))
+            n.meta["shape"] = tuple(found.shape)
         return found
 
 
@@ -105,7 +107,8 @@ class _Emitter:
         """The module of the model that a node stands for, as far as its name tells."""
         for name in self.layers:
             plain = name.replace(".", "_")
-            if node.name == plain or node.name.startswith(plain + "_"):
+            own = node.name.lstrip("_")  # names that begin with a digit get one in front
+            if own == plain or own.startswith(plain + "_"):
                 return str(name)
         return str(node.name)
 
@@ -209,9 +212,9 @@ class _Emitter:
         return Source(x, chosen, scale, shift, act, (size[0], size[1], size[2]))
 
     def selection(self, node: fx.Node, module: PackedSelection) -> tuple[Chosen, Chosen]:
-        chosen = sparse_rules.select(
-            self.writer, module.selector, self.source(self.arguments(node))
-        )
+        selector = module.selector
+        chosen = sparse_rules.select(self.writer, selector, self.source(self.arguments(node)))
+        self.result.sparsity[selector.settings.name] = 1.0 - selector.winners / selector.blocks
         return chosen, chosen
 
     def normalization(self, node: fx.Node, module: PackedBatchNorm) -> tuple[Any, Any, Any]:

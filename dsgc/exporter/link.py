@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import dsgc_runtime
+from dsgc.codegen.build import build_object
+from dsgc.codegen.cache import KernelCache
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import CpuTarget, host_target
 from dsgc.errors import KernelError
@@ -49,37 +50,29 @@ def required_features(target: CpuTarget) -> list[str]:
     return sorted(named & _TELLING)
 
 
-def link_kernels(families: Mapping[str, Family], target: CpuTarget | None, path: Path) -> None:
-    """Write the kernels that are the keys of `families` as the shared object `path`.
+def link_kernels(families: Iterable[Family], target: CpuTarget | None, path: Path) -> None:
+    """Write the kernels of `families` as the shared object `path`.
+
+    Args:
+        target: the CPU; None is this machine's.
 
     Raises:
         KernelError: no compiler for the target, or it failed.
     """
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    import tvm
-
-    target = target or host_target()
-    functions: dict[str, Any] = {}
-    for family in {family.name: family for family in families.values()}.values():
-        for function in family.functions(target):
-            name = function.attrs["global_symbol"]
-            if name in families:
-                functions[name] = function
-    ordered = {name: functions[name] for name in sorted(functions)}
-    built = tvm.compile(tvm.IRModule(ordered), target=target.tvm())
-    folder = path.parent
-    built.mod.write_to_file(str(folder / "kernels.o"))
+    cache = KernelCache()
+    by_name = {family.name: family for family in families}
+    compiler = compiler_for(target or host_target())
+    objects = [str(build_object(by_name[name], cache, target)) for name in sorted(by_name)]
     command = [
-        compiler_for(target),
+        compiler,
         *("-O2", "-shared", "-fPIC", "-fopenmp", "-s", "-Wl,-Bsymbolic", "-Wl,--build-id=none"),
-        "kernels.o",
+        *objects,
         *dsgc_runtime.shim_build_arguments(),
         *("-o", path.name),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    (folder / "kernels.o").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=path.parent)
     if done.returncode != 0:
-        raise KernelError(f"the kernels could not be linked by {command[0]}: {done.stderr.strip()}")
+        raise KernelError(f"the kernels could not be linked by {compiler}: {done.stderr.strip()}")
 
 
 def compiler_for(target: CpuTarget) -> str:

@@ -314,7 +314,7 @@ def _neurons(
         writer.constant(blocks_of(_detached(bias), outputs, 1).view(-1), "bias"),
         *lists,
         made.view.seen_as(target.slots),
-        tile,
+        tile * target.widest,  # slots of a tile at most
         program.constant(far_table(geometry), "far_table"),
         geometry.source_area,
     )

@@ -100,7 +100,8 @@ def _constants(data: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]:
     for name, array in found.items():
         if array.dtype.name not in DTYPES:
             raise DamagedArtifactError(f"the weights {name} are {array.dtype}")
-    return {name: np.ascontiguousarray(array) for name, array in found.items()}
+    # Copies are aligned for any dtype, wherever they lay in the file.
+    return {name: np.array(array, order="C") for name, array in found.items()}
 
 
 def _check_machine(manifest: Manifest) -> None:

@@ -122,14 +122,16 @@ class Model:
             The same as a call.
         """
         arrays, batch = self._arrays(inputs)
+        if batch == 0:
+            raise InputError("an empty batch takes no time: profile a call with samples")
         session = self._take(batch)
         try:
-            self._native.use_threads(self._threads)
-            session.run(arrays)  # whatever happens only once has happened
-            seconds: dict[int, float] = {}
-            begun = time.perf_counter()
-            session.run(arrays, seconds)
-            whole = time.perf_counter() - begun
+            with self._native.on_threads(self._threads):
+                session.run(arrays)  # whatever happens only once has happened
+                seconds: dict[int, float] = {}
+                begun = time.perf_counter()
+                session.run(arrays, seconds)
+                whole = time.perf_counter() - begun
             return by_layer(self.manifest, session.sizes, seconds, whole)
         finally:
             self._give_back(session)
@@ -142,8 +144,8 @@ class Model:
             ]
         session = self._take(batch)
         try:
-            self._native.use_threads(self._threads)
-            return session.run(arrays)
+            with self._native.on_threads(self._threads):
+                return session.run(arrays)
         finally:
             self._give_back(session)
 
@@ -207,4 +209,5 @@ def _array(value: Any, port: PortInfo) -> NDArray[Any]:
             f"input {port.name!r} must be {port.dtype} [{wanted}], not {array.dtype} "
             f"{list(array.shape)}"
         )
-    return np.ascontiguousarray(array)
+    # Kernels do not write to inputs, but a view of what is read-only cannot be handed to them.
+    return np.require(array, requirements=["C", "W", "A"])

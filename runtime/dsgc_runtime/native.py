@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tvm_ffi
@@ -31,7 +32,7 @@ class Native:
         threads = ctypes.CDLL(str(library))
         threads.dsgc_register_runtime()
         self._set_threads = threads.dsgc_set_thread_count
-        self._all_threads: int = threads.dsgc_thread_count()
+        self._threads = threads.dsgc_thread_count
         self._module = tvm_ffi.load_module(str(library))
         self.kernels: dict[str, Callable[..., None]] = {}
         names = {step.kernel for step in manifest.program if isinstance(step, Call)}
@@ -41,6 +42,15 @@ class Native:
             except (AttributeError, KeyError, RuntimeError) as error:
                 raise DamagedArtifactError(f"there is no kernel {name!r} in it") from error
 
-    def use_threads(self, count: int | None) -> None:
-        """For calls that this thread makes from now on."""
-        self._set_threads(ctypes.c_int(self._all_threads if count is None else count))
+    @contextmanager
+    def on_threads(self, count: int | None) -> Iterator[None]:
+        """Within, this thread's kernels run on `count` threads; None is what OpenMP is set to."""
+        if count is None:
+            yield
+            return
+        before: int = self._threads()
+        self._set_threads(ctypes.c_int(count))
+        try:
+            yield
+        finally:
+            self._set_threads(ctypes.c_int(before))

@@ -68,7 +68,9 @@ class Session:
                 if isinstance(argument, View):
                     self._fits(argument, known)
         for port in (*self.manifest.inputs, *self.manifest.outputs):
-            self._fits(port.view, known)
+            size = _volume(port.view.shape, known) * DTYPES[port.view.dtype]
+            if size != self.sizes[int(port.view.storage)]:
+                raise DamagedArtifactError(f"the buffer of {port.name!r} is not of its size")
 
     def _fits(self, view: View, known: Mapping[str, int]) -> None:
         try:

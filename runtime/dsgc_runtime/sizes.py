@@ -29,7 +29,8 @@ def parse(given: object, names: Iterable[str], depth: int = 0) -> Size:
         return given
     if isinstance(given, str) and given in names:
         return given
-    if isinstance(given, list) and len(given) == 3 and depth < _DEPTH and given[0] in _OPERATORS:
+    apart = isinstance(given, list) and len(given) == 3 and isinstance(given[0], str)
+    if isinstance(given, list) and apart and given[0] in _OPERATORS and depth < _DEPTH:
         left, right = (parse(part, names, depth + 1) for part in given[1:])
         if given[0] != "ceil" or (isinstance(right, int) and right > 0):
             return (given[0], left, right)

@@ -1,0 +1,51 @@
+"""Small networks in eval mode, and artifacts of them, that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+import dsgc
+
+__all__ = ["Small", "exported", "make_sparse"]
+
+IMAGE = (3, 12, 12)
+
+
+class Small(nn.Module):
+    """Two sparse convolutions, a pooling and a classifier: every kind of value occurs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+            nn.MaxPool2d(2),
+            *(nn.Conv2d(32, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU()),
+        )
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.classifier(self.features(x)))
+
+
+def make_sparse(model: nn.Module, **settings: object) -> dsgc.SparseModule:
+    """`model` with every layer sparse but the first and the last, in eval mode."""
+    layers = [name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    rules = dict.fromkeys(layers[1:-1], 0.75)
+    config = dsgc.SparsityConfig(sparsity=0.75, rules=rules, **settings)  # type: ignore[arg-type]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+    return dsgc.compile(model, config=config).eval()
+
+
+def exported(folder: Path, name: str = "small.dsgc") -> tuple[dsgc.SparseModule, Path]:
+    """The small network and an artifact of it."""
+    torch.manual_seed(0)
+    sparse = make_sparse(nn.Sequential(Small().features, Small().classifier))
+    return sparse, dsgc.export(sparse, folder / name, torch.randn(4, *IMAGE))

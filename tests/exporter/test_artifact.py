@@ -1,0 +1,209 @@
+"""Artifacts compute what the compiled module computes in eval mode."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dsgc
+import dsgc_runtime
+from dsgc.codegen.target import host_target
+from tests.exporter.networks import IMAGE, Small, exported, make_sparse
+from tests.test_models import CASES, Case, compiled, network
+
+
+def assert_agrees(sparse: nn.Module, path: Path, inputs: Tensor) -> None:
+    """Both at the batch of the example, at one and at an odd one."""
+    model = dsgc_runtime.load(path, threads=1)
+    shape = inputs.shape[1:]
+    for batch in (inputs.shape[0], 1, inputs.shape[0] + 3):
+        x = torch.randn(batch, *shape)
+        with torch.no_grad():
+            wanted = sparse(x).numpy()
+        found = model(x)
+        assert isinstance(found, np.ndarray)
+        assert found.shape == wanted.shape
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_network_of_the_zoo_agrees(case: Case, tmp_path: Path) -> None:
+    model, images, _ = network(case, torch.float32)
+    sparse = compiled(model, "tvm").eval()
+    assert_agrees(sparse, dsgc.export(sparse, tmp_path / "model.dsgc", images), images)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"block": 1},
+        {"block": 8},
+        {"block": 32},
+        {"selector": "drs"},
+        {"ranking": "raw"},
+        {"bn_stats": "all"},
+    ],
+    ids=str,
+)
+def test_settings_agree(settings: dict[str, object], tmp_path: Path) -> None:
+    sparse = make_sparse(Small(), **settings)
+    x = torch.randn(5, *IMAGE)
+    assert_agrees(sparse, dsgc.export(sparse, tmp_path / "model.dsgc", x), x)
+
+
+def test_an_artifact_for_an_older_processor_agrees(tmp_path: Path) -> None:
+    target = "avx2" if host_target().lanes >= 8 else "x86-64"
+    sparse = make_sparse(Small())
+    x = torch.randn(5, *IMAGE)
+    path = dsgc.export(sparse, tmp_path / "model.dsgc", x, target=target)
+    assert_agrees(sparse, path, x)
+
+
+class Shapes(nn.Module):
+    """What networks do besides layers: padding, leaving pixels out, sums, several results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 20, 3, stride=2)
+        self.second = nn.Conv2d(20, 36, 3, padding="same", dilation=2)
+        self.third = nn.Conv2d(36, 40, 1)
+        self.norm = nn.BatchNorm2d(40)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        a = torch.relu(self.second(torch.relu(self.first(x))))
+        wide = F.pad(a[:, :, ::1, ::1], (0, 0, 0, 0, 1, 3))
+        total = wide + self.norm(torch.relu(self.third(a)))
+        pooled = F.avg_pool2d(total, 3, stride=2, padding=1, count_include_pad=False)
+        small = total[:, :, ::2, ::3]
+        return pooled, {"maximum": F.max_pool2d(total, 2, ceil_mode=True), "small": small}
+
+
+def test_several_results_come_in_the_order_of_the_model(tmp_path: Path) -> None:
+    sparse = make_sparse(Shapes())
+    x = torch.randn(3, 3, 11, 13)
+    model = dsgc_runtime.load(dsgc.export(sparse, tmp_path / "model.dsgc", x), threads=1)
+    with torch.no_grad():
+        pooled, named = sparse(x)
+    found = model(x.numpy())
+    assert isinstance(found, tuple)
+    for one, other in zip(found, (pooled, named["maximum"], named["small"]), strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_module_is_left_as_it_was(tmp_path: Path) -> None:
+    sparse = make_sparse(Small()).train()
+    sparse.get_parameter("features.0.weight").requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in sparse.state_dict().items()}
+    dsgc.export(sparse, tmp_path / "model.dsgc", torch.randn(4, *IMAGE))
+    assert sparse.training
+    assert all(torch.equal(before[name], t) for name, t in sparse.state_dict().items())
+
+
+def test_equal_models_make_equal_bytes(tmp_path: Path) -> None:
+    sparse, first = exported(tmp_path, "a.dsgc")
+    torch.manual_seed(5)
+    second = dsgc.export(sparse, tmp_path / "b.dsgc", torch.randn(4, *IMAGE))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_artifact_says_what_it_is(tmp_path: Path) -> None:
+    _, path = exported(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        manifest = json.loads(archive.read("manifest.json"))
+        graph = archive.read("graph.txt").decode()
+    assert names == ["manifest.json", "graph.txt", "kernels.so", "weights.safetensors"]
+    layers = {layer["name"]: layer for layer in manifest["layers"]}
+    assert layers["0.3"]["sparse"]
+    assert layers["0.3"]["sparsity"] == pytest.approx(0.75)
+    assert not layers["0.0"]["sparse"]
+    assert "first convolution" in layers["0.0"]["reason"]
+    assert "conv2d" in graph
+
+
+def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
+    sparse = make_sparse(Small())
+    x = torch.randn(4, *IMAGE)
+    path = dsgc.export(sparse, tmp_path / "model.dsgc", x, dynamic_batch=False)
+    model = dsgc_runtime.load(path)
+    with pytest.raises(dsgc_runtime.InputError, match="batches of 4, not 3"):
+        model(x[:3].numpy())
+
+
+class WithSoftmax(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = Small()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.small.features(x), 1)
+
+
+def test_what_cannot_be_exported_is_named_with_its_line(tmp_path: Path) -> None:
+    sparse = make_sparse(WithSoftmax())
+    with pytest.raises(dsgc.ExportError, match=r"softmax.*test_artifact\.py:\d+.*is a softmax"):
+        dsgc.export(sparse, tmp_path / "model.dsgc", torch.randn(2, *IMAGE))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"selector": "oracle"}, "searched with 'oracle'"),
+        ({"selector": "random"}, "searched with 'random'"),
+        ({"scope": "sample"}, "best of a sample"),
+        ({"scope": "batch"}, "best of a batch"),
+        ({"share_pool": True}, "best of a pooling window"),
+        ({"selector": "drs", "projection": "window"}, "drs on windows"),
+    ],
+)
+def test_selections_that_cannot_be_exported_are_named(
+    settings: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    sparse = make_sparse(Small(), **settings)
+    with pytest.raises(dsgc.ExportError, match=said):
+        dsgc.export(sparse, tmp_path / "model.dsgc", torch.randn(2, *IMAGE))
+
+
+def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    x = torch.randn(2, *IMAGE)
+    with pytest.raises(dsgc.ConfigError, match=r"what dsgc\.compile gave back"):
+        dsgc.export(Small(), tmp_path / "model.dsgc", x)
+    sparse = make_sparse(Small())
+    with pytest.raises(dsgc.ConfigError, match="unknown target 'pentium'"):
+        dsgc.export(sparse, tmp_path / "model.dsgc", x, target="pentium")
+    with pytest.raises(dsgc.ConfigError, match="not a directory"):
+        dsgc.export(sparse, tmp_path / "nowhere" / "model.dsgc", x)
+    reference = dsgc.compile(Small(), sparsity=0.5, backend="reference")
+    with pytest.raises(dsgc.ExportError, match='backend="auto"'):
+        dsgc.export(reference, tmp_path / "model.dsgc", x)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_not_one_graph_is_refused(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small = Small()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.as_tensor(self.small(x) if x.sum() > 0 else self.small(-x))
+
+    sparse = make_sparse(Branching())
+    with pytest.raises(dsgc.ExportError, match="not one graph"):
+        dsgc.export(sparse, tmp_path / "model.dsgc", torch.randn(2, *IMAGE))
+
+
+def test_a_dense_model_can_leave_too(tmp_path: Path) -> None:
+    sparse = dsgc.compile(Small(), sparsity=0.5).eval()
+    x = torch.randn(3, *IMAGE)
+    with pytest.warns(UserWarning, match="runs dense"):
+        path = dsgc.export(sparse, tmp_path / "model.dsgc", x)
+    assert_agrees(sparse, path, x)
