@@ -19,6 +19,7 @@ from dsgc.select import Selector
 
 __all__ = ["SelectorBank"]
 
+_BREAK_EVEN = 0.4  # sparsity that a growing one must have reached to be faster than dense
 _SAMPLES = 50  # whose cost a layer's projection may have without being made less often
 
 
@@ -37,6 +38,7 @@ class SelectorBank(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.pending: dict[str, Tensor] = {}
         self.holding = False
+        self._behind = False
 
     @property
     def selectors(self) -> list[Selector]:
@@ -93,12 +95,22 @@ class SelectorBank(nn.Module):
 
     def share_out(self, decisions: Mapping[str, LayerDecision]) -> None:
         """Set the winners of every layer for the training step done last."""
-        factor = self.config.schedule_factor(max(int(self.step) - 1, 0))
-        shares = balance_winners(decisions.values(), factor)
+        shares = balance_winners(decisions.values(), 0.0 if self.dense_now else self._factor)
         for site, share in shares.items():
             selector = self._find(site)
             if selector is not None:
                 selector.winners, selector.density = share.winners, share.density
+
+    @property
+    def _factor(self) -> float:
+        """The part of the full sparsity that holds in the training step done last."""
+        return self.config.schedule_factor(max(int(self.step) - 1, 0))
+
+    @property
+    def dense_now(self) -> bool:
+        """Whether sparsity has not grown so far yet that leaving neurons out would be faster."""
+        asked = self.config.sparsity
+        return self._factor * asked < min(_BREAK_EVEN, asked / 2)
 
     def held(self, decisions: Mapping[str, LayerDecision]) -> dict[str, Tensor]:
         """The selections that `hold` kept, by site of the layer."""
@@ -115,6 +127,12 @@ class SelectorBank(nn.Module):
         self.step.add_(1)
         if self.config.schedule != "constant" and now <= self.config.warmup_steps:
             self.share_out(decisions)
+        if self.dense_now:
+            self._behind = True
+            return
+        if self._behind:
+            self._behind = False
+            self.refresh()
         interval = self.config.refresh_interval(now)
         for i, selector in enumerate(self.selectors):
             selector.step = now

@@ -242,7 +242,8 @@ class SparsityConfig:
         bn_stats: batch statistics over "active" entries, or over "all" (the published rule).
         share_pool: one selection for each window of the pooling that follows.
         schedule: how sparsity grows from 0 over `warmup_steps`; "cubic" is Zhu & Gupta 2017
-            (arXiv 1710.01878).
+            (arXiv 1710.01878). The dense model runs until sparsity is 40 %, or half of what it is
+            going to be, because below that leaving neurons out is no faster.
         warmup_steps: training steps until the full sparsity is reached.
         seed: of everything random; the same seed gives the same selections.
 

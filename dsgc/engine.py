@@ -98,10 +98,11 @@ class Engine:
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the model on the graphs for this call.
 
-        Where no layer became sparse there is nothing to gain from graphs: after the first call,
-        which leaves one to look at, the model runs as it is.
+        Where no layer became sparse, or none is yet, there is nothing to gain from graphs: after
+        the first call, which leaves one to look at, the model runs as it is.
         """
-        if self.last is not None and self.profiled is None and not self._any_sparse():
+        dense = self.bank.dense_now or not self._any_sparse()
+        if self.last is not None and self.profiled is None and dense:
             return self.model(*args, **kwargs)
         return self.call_part("", args, kwargs)
 

@@ -264,6 +264,37 @@ def test_eval_projects_the_current_weights() -> None:
     assert (selector(sparse, "conv1").projected != before).any()
 
 
+def left_out(sparse: dsgc.SparseModule) -> float:
+    """The part of the blocks of conv1 that the next evaluation leaves out; 0 where all is dense."""
+    mask = sparse.selections(X).get("conv1")
+    return 0.0 if mask is None else 1.0 - float(mask.float().mean())
+
+
+def test_growing_sparsity_runs_the_dense_model_until_it_pays() -> None:
+    sparse = sparse_net(schedule="linear", warmup_steps=10, sparsity=0.8).train()
+    sparse(X)
+    found = []
+    for _ in range(12):
+        dense = copy.deepcopy(sparse.to_dense()).train()
+        is_dense = torch.equal(sparse(X), dense(X))
+        found.append(is_dense)
+        assert is_dense == (left_out(sparse) == 0.0)
+    # 40 % are reached half way, and the rule's 60 % leave out a block or two of three.
+    assert found == [True] * 4 + [False] * 8
+    assert left_out(sparse) == pytest.approx(2 / 3)
+
+
+def test_weights_are_projected_when_sparsity_sets_in() -> None:
+    sparse = sparse_net(schedule="linear", warmup_steps=10, sparsity=0.8, refresh=1000).train()
+    for _ in range(5):
+        sparse(X)
+        with torch.no_grad():
+            sparse.get_parameter("conv1.weight").add_(1.0)
+    before = selector(sparse, "conv1").projected.clone()
+    sparse(X)
+    assert not torch.equal(before, selector(sparse, "conv1").projected)
+
+
 def test_running_a_graph_changes_no_state_of_selectors() -> None:
     sparse = sparse_net(selector="random", block=8).train()
     sparse(X)
