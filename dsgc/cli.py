@@ -1,4 +1,4 @@
-"""The command line: `dsgc demo` and `dsgc bench`."""
+"""The command line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dsgc.artifact_cli import bench_artifact, doctor, export, inspect, run, say_error, shape_of
 
 if TYPE_CHECKING:
     from dsgc.bench.workload import Workload
@@ -24,6 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+for _command in (export, run, inspect, doctor):
+    app.command()(_command)
 
 
 class Backend(StrEnum):
@@ -84,7 +88,7 @@ def demo(
     try:
         result = _run_with_progress(options, Console(stderr=True, quiet=as_json))
     except DsgcError as error:
-        _say_error(error)
+        say_error(error)
         raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
@@ -119,7 +123,10 @@ def _run_with_progress(options: DemoOptions, console: Console) -> DemoResult:
 def bench(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A network of dsgc.zoo, or package.module:callable."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A network of dsgc.zoo, package.module:callable, or an artifact (*.dsgc).",
+        ),
     ],
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 64,
     sparsity: Annotated[
@@ -157,15 +164,19 @@ def bench(
     """Measure a model dense and sparse, in turn: time, work and memory of a step.
 
     A callable takes no arguments and returns a torch.nn.Module; it needs --input-shape and
-    --classes. The search and the optimizer are part of the step.
+    --classes. The search and the optimizer are part of the step. Of an artifact it measures a
+    call, and what each layer takes of it; --batch, --threads, --rounds and --json count there.
     """
+    if model.endswith(".dsgc"):
+        bench_artifact(Path(model), [batch], threads or [], rounds, json_file)
+        return
     from dsgc.bench.runner import Options
     from dsgc.bench.session import run_bench
     from dsgc.bench.workload import Workload
     from dsgc.errors import ConfigError, DsgcError
 
     try:
-        base = Workload(model, batch, input_shape=_shape(input_shape), classes=classes)
+        base = Workload(model, batch, input_shape=shape_of(input_shape), classes=classes)
         base = base.with_changes(width=width, image_size=image_size, block=block)
         whole = run_bench(
             _rows(base, mode, threads or [], sparsity or [base.sparsity]),
@@ -174,10 +185,10 @@ def bench(
             plot_file=plot_file,
         )
     except ConfigError as error:
-        _say_error(error)
+        say_error(error)
         raise typer.Exit(2) from error
     except (DsgcError, OSError) as error:
-        _say_error(error)
+        say_error(error)
         raise typer.Exit(1) from error
     if not whole:
         raise typer.Exit(1)
@@ -193,22 +204,3 @@ def _rows(
         base.with_changes(mode=kind, threads=count, sparsity=sparsity)
         for kind, count, sparsity in product(modes, counts, sparsities)
     ]
-
-
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    """`3,32,32` as numbers."""
-    from dsgc.errors import ConfigError
-
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"input shape {text!r} is not possible: numbers and commas, such as 3,32,32",
-            "input_shape",
-        ) from error
-
-
-def _say_error(error: Exception) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
