@@ -15,6 +15,7 @@ from dsgc import SparseModule, zoo
 from dsgc.cli import app
 from tests.exporter.networks import IMAGE, exported
 
+WIDE = {"COLUMNS": "200"}  # so that messages are not broken into lines
 SIZES = ["--width", "0.25", "--image-size", "16", "--batch", "3"]
 
 
