@@ -66,7 +66,7 @@ def test_wrong_arrays_are_named(artifact: tuple[SparseModule, Path], tmp_path: P
     np.save(tmp_path / "x.npy", np.zeros((2, 3), np.float32))
     (tmp_path / "no.npy").write_text("hello")
     for name, said in (("x.npy", "must be float32"), ("no.npy", "not an .npy file")):
-        done = CliRunner().invoke(app, ["run", str(artifact[1]), str(tmp_path / name)])
+        done = CliRunner().invoke(app, ["run", str(artifact[1]), str(tmp_path / name)], env=WIDE)
         assert done.exit_code == 1
         assert said in done.stderr
 
