@@ -27,7 +27,8 @@ class SelectorBank(nn.Module):
     """One selector for every call of a sparse layer.
 
     `step` counts the training steps done. Selectors are made when the layers are chosen; what a
-    checkpoint brings for them before that waits in `pending`.
+    checkpoint brings for them before that waits in `pending`. `dense_now` says whether sparsity has
+    not grown so far yet that leaving neurons out would be faster.
     """
 
     step: Tensor
@@ -38,6 +39,7 @@ class SelectorBank(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.pending: dict[str, Tensor] = {}
         self.holding = False
+        self.dense_now = False
         self._behind = False
 
     @property
@@ -95,7 +97,9 @@ class SelectorBank(nn.Module):
 
     def share_out(self, decisions: Mapping[str, LayerDecision]) -> None:
         """Set the winners of every layer for the training step done last."""
-        shares = balance_winners(decisions.values(), 0.0 if self.dense_now else self._factor)
+        factor, asked = self._factor, self.config.sparsity
+        self.dense_now = factor * asked < min(_BREAK_EVEN, asked / 2)
+        shares = balance_winners(decisions.values(), 0.0 if self.dense_now else factor)
         for site, share in shares.items():
             selector = self._find(site)
             if selector is not None:
@@ -105,12 +109,6 @@ class SelectorBank(nn.Module):
     def _factor(self) -> float:
         """The part of the full sparsity that holds in the training step done last."""
         return self.config.schedule_factor(max(int(self.step) - 1, 0))
-
-    @property
-    def dense_now(self) -> bool:
-        """Whether sparsity has not grown so far yet that leaving neurons out would be faster."""
-        asked = self.config.sparsity
-        return self._factor * asked < min(_BREAK_EVEN, asked / 2)
 
     def held(self, decisions: Mapping[str, LayerDecision]) -> dict[str, Tensor]:
         """The selections that `hold` kept, by site of the layer."""
