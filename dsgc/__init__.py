@@ -28,7 +28,7 @@ from dsgc.errors import (
 
 if TYPE_CHECKING:
     from dsgc.api import compile, release_memory
-    from dsgc.exporter import export
+    from dsgc.exporter import export, export_onnx
     from dsgc.module import SparseModule
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "VerificationError",
     "compile",
     "export",
+    "export_onnx",
     "release_memory",
 ]
 
@@ -57,6 +58,7 @@ _WHEN_USED = {
     "SparseModule": "dsgc.module",
     "compile": "dsgc.api",
     "export": "dsgc.exporter",
+    "export_onnx": "dsgc.exporter",
     "release_memory": "dsgc.api",
 }
 

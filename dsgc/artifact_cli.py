@@ -66,7 +66,9 @@ def export(
         str,
         typer.Argument(metavar="MODEL", help="A network of dsgc.zoo, or package.module:callable."),
     ],
-    out: Annotated[Path, typer.Argument(help="The file to write, usually *.dsgc.")],
+    out: Annotated[
+        Path, typer.Argument(help="The file to write, usually *.dsgc; *.onnx makes an ONNX file.")
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="A state_dict, or a dict with one as 'model'.")
     ] = None,
@@ -103,7 +105,10 @@ def export(
             _load_checkpoint(sparse, checkpoint)
         console = Console(stderr=True)
         with console.status(f"compiling {base.label}"):
-            dsgc.export(sparse, out, inputs, target=target, dynamic_batch=not fixed_batch)
+            if out.suffix == ".onnx":
+                dsgc.export_onnx(sparse, out, inputs, dynamic_batch=not fixed_batch)
+            else:
+                dsgc.export(sparse, out, inputs, target=target, dynamic_batch=not fixed_batch)
         console.print(f"{escape(str(out))}: {out.stat().st_size / 1e6:.1f} MB", highlight=False)
 
 

@@ -1,5 +1,6 @@
-"""Compiled models as files that run without torch and TVM."""
+"""Compiled models as files: artifacts that run without torch and TVM, and ONNX."""
 
 from dsgc.exporter.artifact import export
+from dsgc.exporter.onnx import export_onnx
 
-__all__ = ["export"]
+__all__ = ["export", "export_onnx"]

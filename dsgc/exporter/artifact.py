@@ -24,7 +24,7 @@ from dsgc.exporter.link import link_kernels, machine_of, required_features
 from dsgc.exporter.program import View
 from dsgc.module import SparseModule
 
-__all__ = ["FORMAT", "export"]
+__all__ = ["FORMAT", "checked", "eval_mode", "export", "graphs_of"]
 
 FORMAT = 1
 _MOMENT = (1980, 1, 1, 0, 0, 0)  # of every member: equal models make equal bytes
@@ -59,27 +59,27 @@ def export(
         KernelError: the kernels cannot be compiled.
         OSError: the file cannot be written.
     """
-    if not isinstance(sparse, SparseModule):
-        raise ConfigError(
-            f"export takes what dsgc.compile gave back, not a {type(sparse).__name__}", "sparse"
-        )
-    place = Path(path)
-    if not place.parent.is_dir():
-        raise ConfigError(f"{place} cannot be written: {place.parent} is not a directory", "path")
+    module, place = checked(sparse, path)
     try:
         named = None if target is None else named_target(target)
     except ValueError as error:
         raise ConfigError(str(error), "target") from error
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     cpu = named or host_target()
-    with _eval_mode(sparse):
-        graphs = _graphs(sparse, inputs)
-        names = [name for name, _ in sparse._dense[0].named_modules()]
+    with eval_mode(module):
+        graphs, namespace = graphs_of(module, inputs)
+        if namespace != "dsgc_cpu":
+            raise ExportError(
+                f'backend="{module.backend}" ran on these inputs: an artifact is made of generated '
+                "kernels; move the model and its inputs to the CPU in float32, and compile with "
+                'backend="auto"'
+            )
+        names = [name for name, _ in module._dense[0].named_modules()]
         lowered = graphs.lowered("dsgc_cpu")
         emitted = emit(lowered, inputs, cpu, names)
     text = str(lowered.graph) + "\n"
     batch = {"dynamic": dynamic_batch, "example": int(inputs[0].shape[0])}
-    layers = _layers(sparse, emitted.sparsity)
+    layers = _layers(module, emitted.sparsity)
     manifest = _manifest(emitted, cpu, batch, layers)
     families = emitted.program.families.values()
     _write(
@@ -92,8 +92,24 @@ def export(
     return place
 
 
+def checked(sparse: nn.Module, path: str | Path) -> tuple[SparseModule, Path]:
+    """The module and the place to write to, if both are possible.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not isinstance(sparse, SparseModule):
+        raise ConfigError(
+            f"export takes what dsgc.compile gave back, not a {type(sparse).__name__}", "sparse"
+        )
+    place = Path(path)
+    if not place.parent.is_dir():
+        raise ConfigError(f"{place} cannot be written: {place.parent} is not a directory", "path")
+    return sparse, place
+
+
 @contextmanager
-def _eval_mode(sparse: SparseModule) -> Iterator[None]:
+def eval_mode(sparse: SparseModule) -> Iterator[None]:
     """Within, the module is in eval mode; every submodule's own mode comes back afterwards."""
     before = [(module, module.training) for module in sparse.all_modules()]
     sparse.eval()
@@ -104,8 +120,12 @@ def _eval_mode(sparse: SparseModule) -> Iterator[None]:
             module.training = mode
 
 
-def _graphs(sparse: SparseModule, inputs: tuple[Any, ...]) -> Graphs:
-    """The graphs for these inputs, after a call that chose kernels for them."""
+def graphs_of(sparse: SparseModule, inputs: tuple[Any, ...]) -> tuple[Graphs, str | None]:
+    """The graphs for these inputs, after a call that chose kernels for them, and whose they are.
+
+    Raises:
+        ExportError: there is no single graph.
+    """
     with torch.no_grad():
         sparse(*inputs)
     if "" in sparse.untraced:
@@ -113,14 +133,7 @@ def _graphs(sparse: SparseModule, inputs: tuple[Any, ...]) -> Graphs:
             f"the model is not one graph: {sparse.untraced['']}; an artifact holds one graph: "
             "move the code that cannot be traced out of the model"
         )
-    graphs, namespace = sparse.last_program()
-    if namespace != "dsgc_cpu":
-        raise ExportError(
-            f'backend="{sparse.backend}" ran on these inputs: an artifact is made of generated '
-            "kernels; move the model and its inputs to the CPU in float32, and compile with "
-            'backend="auto"'
-        )
-    return graphs
+    return sparse.last_program()
 
 
 def _layers(sparse: SparseModule, achieved: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from dsgc.passes.lower_to_packed import PackedSelection
 from dsgc.passes.patterns import batch_norm, elementwise, is_flatten, module_of, pool
 from dsgc.trace import user_line
 
-__all__ = ["Emitted", "emit"]
+__all__ = ["Emitted", "affine_of", "emit"]
 
 _SAME_METHODS = {"contiguous", "clone", "detach"}
 _ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -278,7 +278,7 @@ class _Emitter:
             return None
         norm = batch_norm(node)
         if norm is not None and norm.running_mean is not None:
-            return lambda: dense_rules.affine(self.writer, x, *_affine_of(norm))
+            return lambda: dense_rules.affine(self.writer, x, *affine_of(norm))
         if isinstance(module, nn.Conv2d):
             return self.convolution_rule(module, x)
         if isinstance(module, nn.Linear) and x.matrix:
@@ -359,7 +359,7 @@ class _Emitter:
         return tuple(self.made[node].shape)
 
 
-def _affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift [C] of a batch norm in eval mode."""
     if norm.running_mean is None or norm.running_var is None:
         raise unsupported("a batch norm has no running statistics", "train the model first")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -41,6 +42,13 @@ def test_a_checkpoint_is_exported_and_run(tmp_path: Path) -> None:
         wanted = dense(images).numpy()
     # So small a network stays dense, and then the artifact is the network.
     np.testing.assert_allclose(np.load(y), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_name_that_ends_in_onnx_makes_an_onnx_file(tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    made = CliRunner().invoke(app, ["export", "lenet5", str(out), "--batch", "2"])
+    assert made.exit_code == 0, made.output
+    assert onnx.load(out).opset_import[0].version == 18
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

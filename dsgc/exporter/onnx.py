@@ -1,0 +1,109 @@
+"""Writes a compiled model as ONNX, for any runtime of ONNX."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsgc.errors import ConfigError, ExportError, MissingPackageError
+from dsgc.exporter.artifact import checked, eval_mode, graphs_of
+from dsgc.exporter.onnx_form import DOMAIN, VERSION, onnx_form
+
+__all__ = ["export_onnx"]
+
+_OPSET = 18
+
+
+def export_onnx(
+    sparse: nn.Module,
+    path: str | Path,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    dynamic_batch: bool = True,
+) -> Path:
+    """Write a compiled model as ONNX, in eval mode.
+
+    The file computes what the semantic graph does, on dense tensors with masks: it shows which
+    neurons are chosen and gives the same results anywhere, and is no faster than a dense model.
+    Sparse operators are functions of domain "dsgc", made of standard operators.
+
+    Args:
+        sparse: what `dsgc.compile` gave back; it is left as it is.
+        path: the file; it appears complete or not at all.
+        example_inputs: positional inputs.
+        dynamic_batch: whether the first dimension of every input is free.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: `sparse` or `path` is not possible.
+        ExportError: the model cannot be written.
+        MissingPackageError: onnx or onnxscript is not installed.
+        OSError: the file cannot be written.
+    """
+    module, place = checked(sparse, path)
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not inputs or not all(isinstance(one, Tensor) for one in inputs):
+        raise ConfigError("example_inputs must be tensors", "example_inputs")
+    functions = _functions()
+    with eval_mode(module), torch.no_grad():
+        graphs, _ = graphs_of(module, inputs)
+        form = onnx_form(graphs.semantic)
+        batch = torch.export.Dim("batch")
+        shapes = tuple({0: batch} for _ in inputs) if dynamic_batch else None
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
+            file = Path(scratch) / place.name
+            _write(form, inputs, shapes, functions, file)
+            file.replace(place)
+    return place
+
+
+def _functions() -> list[Any]:
+    """The functions that sparse operators become."""
+    try:
+        functions = importlib.import_module("dsgc.exporter.onnx_functions")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"export_onnx needs the packages onnx and onnxscript ({error}): "
+            "pip install 'dsgc[onnx]'"
+        ) from error
+    return [
+        functions.EstimateOutputs,
+        functions.BlockScores,
+        functions.SelectWinners,
+        functions.MaskBlocks,
+    ]
+
+
+def _write(
+    form: nn.Module,
+    inputs: tuple[Tensor, ...],
+    shapes: tuple[dict[int, Any], ...] | None,
+    functions: Sequence[Any],
+    file: Path,
+) -> None:
+    import onnx
+
+    try:
+        made = torch.onnx.export(
+            form, inputs, dynamo=True, opset_version=_OPSET, dynamic_shapes=shapes, verbose=False
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"the model cannot be written as ONNX: {error}") from error
+    if made is None:
+        raise ExportError("torch's ONNX exporter returned nothing")
+    # Functions come last, because torch's exporter inlines those that it knows of.
+    model = made.model_proto
+    called = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    model.functions.extend(f.to_function_proto() for f in functions if f.name in called)
+    if called and all(one.domain != DOMAIN for one in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(file))
