@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import platform
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
+from safetensors import SafetensorError, safe_open
 
 from dsgc_runtime.errors import ArtifactError, DamagedArtifactError, WrongMachineError
 from dsgc_runtime.manifest import DTYPES, Manifest, constants_of
@@ -22,6 +24,7 @@ __all__ = ["Archive", "open_archive"]
 
 _MEMBERS = ("manifest.json", "graph.txt", "kernels.so", "weights.safetensors")
 _MOST_MANIFEST = 64 << 20
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,14 @@ def open_archive(path: str | Path) -> Archive:
     try:
         with zipfile.ZipFile(place) as archive:
             manifest = Manifest.of(_manifest(archive))
-            parts = {name: _part(archive, name, manifest) for name in _MEMBERS[1:]}
+            _check_machine(manifest)
+            graph, kernels = (_part(archive, name, manifest) for name in _MEMBERS[1:3])
+            constants = _constants(archive, manifest)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise DamagedArtifactError(f"{place} is not an artifact: {error}") from error
     except ArtifactError as error:
         raise type(error)(f"{place}: {error}") from error
-    try:
-        _check_machine(manifest)
-        constants = _constants(parts["weights.safetensors"], manifest)
-    except ArtifactError as error:
-        raise type(error)(f"{place}: {error}") from error
-    graph = parts["graph.txt"].decode("utf-8", "replace")
-    return Archive(manifest, graph, parts["kernels.so"], constants)
+    return Archive(manifest, graph.decode("utf-8", "replace"), kernels, constants)
 
 
 def _manifest(archive: zipfile.ZipFile) -> object:
@@ -75,33 +74,55 @@ def _manifest(archive: zipfile.ZipFile) -> object:
 
 
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    return b"".join(_pieces(archive, name, most))
+
+
+def _pieces(archive: zipfile.ZipFile, name: str, most: int) -> Iterator[bytes]:
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
         raise DamagedArtifactError(f"{name} is compressed or larger than {most} bytes")
     with archive.open(info) as file:
-        return file.read(most + 1)
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+def _copy(archive: zipfile.ZipFile, name: str, manifest: Manifest, to: BinaryIO) -> None:
+    """Write a member to a file, piece by piece, and check that it is as it was written."""
+    digest, size = manifest.files.get(name, ("", -1))
+    seen, found = 0, hashlib.sha256()
+    for piece in _pieces(archive, name, max(size, 0)):
+        seen += len(piece)
+        found.update(piece)
+        to.write(piece)
+    if seen != size or found.hexdigest() != digest:
+        raise DamagedArtifactError(f"{name} has been altered")
 
 
 def _part(archive: zipfile.ZipFile, name: str, manifest: Manifest) -> bytes:
-    digest, size = manifest.files.get(name, ("", -1))
-    data = _read(archive, name, max(size, 0))
-    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
-        raise DamagedArtifactError(f"{name} has been altered")
-    return data
+    held = io.BytesIO()
+    _copy(archive, name, manifest, held)
+    return held.getvalue()
 
 
-def _constants(data: bytes, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    try:
-        found = load_tensors(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DamagedArtifactError(f"its weights cannot be read: {error}") from error
+def _constants(archive: zipfile.ZipFile, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """The weights, by way of a file, so that they are in memory once only."""
+    found: dict[str, NDArray[Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="dsgc-") as folder:
+        place = Path(folder) / _MEMBERS[3]
+        with place.open("wb") as file:
+            _copy(archive, _MEMBERS[3], manifest, file)
+        try:
+            with safe_open(place, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  # it is no mapping
+                    found[name] = tensors.get_tensor(name)
+        except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+            raise DamagedArtifactError(f"its weights cannot be read: {error}") from error
     if missing := constants_of(manifest.program) - set(found):
         raise DamagedArtifactError(f"it has no weights {str(sorted(missing))[:200]}")
     for name, array in found.items():
         if array.dtype.name not in DTYPES:
             raise DamagedArtifactError(f"the weights {name} are {array.dtype}")
-    # Copies are aligned for any dtype, wherever they lay in the file.
-    return {name: np.array(array, order="C") for name, array in found.items()}
+    return {name: np.require(array, requirements=["C", "W", "A"]) for name, array in found.items()}
 
 
 def _check_machine(manifest: Manifest) -> None:
