@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from dsgc.exporter.values import Chosen, Packed, Rows, Source
 from dsgc.exporter.writer import Writer
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
+from dsgc.ops.spec import ACTS
 from dsgc.passes.geometry import conv_padding
 from dsgc.passes.lower_to_packed import PackedSelection
 from dsgc.passes.patterns import batch_norm, elementwise, is_flatten, module_of, pool
@@ -223,9 +225,10 @@ class _Emitter:
 
     def stem(self, node: fx.Node) -> Rows:
         x, weight, bias, *window = self.arguments(node)
-        return dense_rules.convolution(
+        made = dense_rules.convolution(
             self.writer, x, weight, bias, (window[0], window[1], window[2])
         )
+        return replace(made, fleeting=_is_fleeting(node))
 
     def sparse_convolution(self, arguments: Sequence[Any]) -> Packed:
         weight, bias, chosen, _, block, *window = arguments[7:]
@@ -280,7 +283,7 @@ class _Emitter:
         if norm is not None and norm.running_mean is not None:
             return lambda: dense_rules.affine(self.writer, x, *affine_of(norm))
         if isinstance(module, nn.Conv2d):
-            return self.convolution_rule(module, x)
+            return self.convolution_rule(node, module, x)
         if isinstance(module, nn.Linear) and x.matrix:
             return lambda: dense_rules.linear(self.writer, x, module.weight, module.bias)
         if isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity)):
@@ -289,12 +292,15 @@ class _Emitter:
             return lambda: dense_rules.adaptive_average(self.writer, x, self.pixels(node))
         return self.shared_rule(node, x)
 
-    def convolution_rule(self, conv: nn.Conv2d, x: Rows) -> Callable[[], Any] | None:
+    def convolution_rule(self, node: fx.Node, conv: nn.Conv2d, x: Rows) -> Callable[[], Any] | None:
         padding = conv_padding(conv)
         if conv.groups != 1 or conv.padding_mode != "zeros" or padding is None:
             return None
         window = (conv.stride, padding, conv.dilation)
-        return lambda: dense_rules.convolution(self.writer, x, conv.weight, conv.bias, window)
+        return lambda: replace(
+            dense_rules.convolution(self.writer, x, conv.weight, conv.bias, window),
+            fleeting=_is_fleeting(node),
+        )
 
     def shared_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
         """Rules for what may be a module, a function or a method."""
@@ -357,6 +363,20 @@ class _Emitter:
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(self.made[node].shape)
+
+
+def _is_fleeting(node: fx.Node) -> bool:
+    """Whether all that is read of a node is read with one and the same activation applied."""
+    if len(node.users) != 1:
+        return False
+    (reader,) = node.users
+    if isinstance(module_of(reader), PackedBatchNorm):
+        values = [n for n in reader.users if n.target is operator.getitem and n.args[1] == 0]
+        named = [a for value in values for n in value.users for a in n.args if isinstance(a, str)]
+        return len({name for name in named if name in ACTS}) == 1
+    if batch_norm(reader) is not None:
+        return len(reader.users) == 1
+    return elementwise(reader) == "relu"
 
 
 def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

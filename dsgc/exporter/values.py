@@ -33,6 +33,8 @@ class Rows:
         matrix: whether the model sees [N, C] rather than [N, C, H, W].
         act, scale, shift: as in :class:`dsgc.ops.Activation`; scale and shift are [C].
         closed: whether the last row is zero.
+        fleeting: nobody reads the values but with one and the same `act` applied: that may be done
+            in place.
     """
 
     view: View
@@ -42,6 +44,7 @@ class Rows:
     scale: Tensor | None = None
     shift: Tensor | None = None
     closed: bool = False
+    fleeting: bool = False
 
     @property
     def width(self) -> int:

@@ -76,7 +76,10 @@ class Writer:
             self.program.call(families.rows(), "close_rows", rows.view)
             self._settled[rows] = replace(rows, closed=True)
         if rows not in self._settled:
-            made = self.rows(rows.size, rows.matrix, rows.width)
+            if rows.fleeting:
+                made = replace(rows, act="identity", scale=None, shift=None, closed=True)
+            else:
+                made = self.rows(rows.size, rows.matrix, rows.width)
             scale = torch.ones(rows.size[0]) if rows.scale is None else rows.scale
             shift = torch.zeros(rows.size[0]) if rows.shift is None else rows.shift
             self.program.call(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 __all__ = [
+    "ACTS",
     "ACT_SCHEMA",
     "GEOMETRY_SCHEMA",
     "Activation",
@@ -26,7 +27,7 @@ ACT_SCHEMA = (
 )
 GEOMETRY_SCHEMA = "int[2] stride, int[2] padding, int[2] dilation"
 
-_ACTS = {
+ACTS = {
     "identity": False,
     "relu": False,
     "affine": True,
@@ -74,9 +75,9 @@ class OpSpec:
 
 def has_affine(act: str) -> bool:
     """Whether an activation has a scale and a shift. Raises ValueError for an unknown one."""
-    if act not in _ACTS:
-        raise ValueError(f"unknown activation {act!r}: one of {', '.join(_ACTS)}")
-    return _ACTS[act]
+    if act not in ACTS:
+        raise ValueError(f"unknown activation {act!r}: one of {', '.join(ACTS)}")
+    return ACTS[act]
 
 
 def check_activation(activation: Activation) -> None:
