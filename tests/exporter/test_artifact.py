@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import zipfile
 from pathlib import Path
 
@@ -207,3 +208,14 @@ def test_a_dense_model_can_leave_too(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="runs dense"):
         path = dsgc.export(sparse, tmp_path / "model.dsgc", x)
     assert_agrees(sparse, path, x)
+
+
+def test_a_missing_cross_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = make_sparse(Small())
+    x = torch.randn(2, *IMAGE)
+    other = "aarch64" if platform.machine() != "aarch64" else "avx2"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("DSGC_CROSS_CC", raising=False)
+    with pytest.raises(dsgc.KernelError, match="DSGC_CROSS_CC"):
+        dsgc.export(sparse, tmp_path / "model.dsgc", x, target=other)
+    assert list(tmp_path.iterdir()) == []
