@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,17 +16,17 @@ from dsgc.codegen.target import CpuTarget
 from dsgc.exporter import dense_rules, sparse_rules
 from dsgc.exporter.errors import unsupported
 from dsgc.exporter.program import Program, View
+from dsgc.exporter.recognise import affine_of, channel_padding, is_fleeting, pixel_steps
 from dsgc.exporter.values import Chosen, Packed, Rows, Source
 from dsgc.exporter.writer import Writer
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
-from dsgc.ops.spec import ACTS
 from dsgc.passes.geometry import conv_padding
 from dsgc.passes.lower_to_packed import PackedSelection
 from dsgc.passes.patterns import batch_norm, elementwise, is_flatten, module_of, pool
 from dsgc.trace import user_line
 
-__all__ = ["Emitted", "affine_of", "emit"]
+__all__ = ["Emitted", "emit"]
 
 _SAME_METHODS = {"contiguous", "clone", "detach"}
 _ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -228,7 +228,7 @@ class _Emitter:
         made = dense_rules.convolution(
             self.writer, x, weight, bias, (window[0], window[1], window[2])
         )
-        return replace(made, fleeting=_is_fleeting(node))
+        return replace(made, fleeting=is_fleeting(node))
 
     def sparse_convolution(self, arguments: Sequence[Any]) -> Packed:
         weight, bias, chosen, _, block, *window = arguments[7:]
@@ -299,7 +299,7 @@ class _Emitter:
         window = (conv.stride, padding, conv.dilation)
         return lambda: replace(
             dense_rules.convolution(self.writer, x, conv.weight, conv.bias, window),
-            fleeting=_is_fleeting(node),
+            fleeting=is_fleeting(node),
         )
 
     def shared_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
@@ -338,9 +338,9 @@ class _Emitter:
 
     def layout_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
         """Functions that move or add values without computing."""
-        if node.target is F.pad and (before := _channel_padding(node)) is not None:
+        if node.target is F.pad and (before := channel_padding(node)) is not None:
             return lambda: dense_rules.pad_channels(self.writer, x, *before)
-        if node.target is operator.getitem and (step := _pixel_steps(node.args[1])) is not None:
+        if node.target is operator.getitem and (step := pixel_steps(node.args[1])) is not None:
             return lambda: dense_rules.take_pixels(self.writer, x, step)
         if node.target in (torch.reshape, "reshape", "view"):
             shape = self.shape(node)
@@ -363,53 +363,3 @@ class _Emitter:
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(self.made[node].shape)
-
-
-def _is_fleeting(node: fx.Node) -> bool:
-    """Whether all that is read of a node is read with one and the same activation applied."""
-    if len(node.users) != 1:
-        return False
-    (reader,) = node.users
-    if isinstance(module_of(reader), PackedBatchNorm):
-        values = [n for n in reader.users if n.target is operator.getitem and n.args[1] == 0]
-        named = [a for value in values for n in value.users for a in n.args if isinstance(a, str)]
-        return len({name for name in named if name in ACTS}) == 1
-    if batch_norm(reader) is not None:
-        return len(reader.users) == 1
-    return elementwise(reader) == "relu"
-
-
-def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift [C] of a batch norm in eval mode."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise unsupported("a batch norm has no running statistics", "train the model first")
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach()
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach()
-
-
-def _channel_padding(node: fx.Node) -> tuple[int, int] | None:
-    """The channels that an F.pad adds before and after, if it adds nothing else, and zeros."""
-    arguments: Mapping[str, Any] = {
-        **dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)),
-        **node.kwargs,
-    }
-    pad = tuple(arguments["pad"])
-    plain = arguments.get("mode", "constant") == "constant" and not arguments.get("value")
-    if plain and len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0:
-        return int(pad[4]), int(pad[5])
-    return None
-
-
-def _pixel_steps(index: Any) -> tuple[int, int] | None:
-    """Steps of ``x[:, :, ::a, ::b]``; None for any other index."""
-    if not isinstance(index, tuple) or len(index) != 4:
-        return None
-    if not all(isinstance(part, slice) for part in index):
-        return None
-    if any(part.start or part.stop is not None for part in index):
-        return None
-    steps = [part.step or 1 for part in index]
-    return (steps[2], steps[3]) if steps[:2] == [1, 1] and min(steps) > 0 else None

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.onnx.ops import symbolic
 
-from dsgc.exporter.emit import affine_of
 from dsgc.exporter.errors import unsupported
+from dsgc.exporter.recognise import affine_of
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.masked import masked_conv2d, masked_linear
 from dsgc.ops.normalization import MaskedBatchNorm
