@@ -24,6 +24,7 @@ __all__ = [
     "convolution",
     "dense",
     "dense_search",
+    "elementwise",
     "linear",
     "lists",
     "neuron",
@@ -216,3 +217,15 @@ def rows() -> Family:
         ]
 
     return Family("rows", functions)
+
+
+def elementwise() -> Family:
+    """Functions of single values in programs that run without torch, softmax and concatenation."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import elementwise
+
+        applied = [elementwise.apply(name) for name in sorted(elementwise.FUNCTIONS)]
+        return [*applied, elementwise.softmax(), elementwise.join()]
+
+    return Family("elementwise", functions)

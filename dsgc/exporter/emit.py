@@ -13,10 +13,18 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.exporter import dense_rules, sparse_rules
+from dsgc.exporter import dense_rules, elementwise_rules, sparse_rules
 from dsgc.exporter.errors import unsupported
 from dsgc.exporter.program import Program, View
-from dsgc.exporter.recognise import affine_of, channel_padding, is_fleeting, pixel_steps
+from dsgc.exporter.recognise import (
+    CONCATENATIONS,
+    affine_of,
+    channel_padding,
+    is_fleeting,
+    joined_along_channels,
+    pixel_steps,
+    softmax_dimension,
+)
 from dsgc.exporter.values import Chosen, Packed, Rows, Source
 from dsgc.exporter.writer import Writer
 from dsgc.ops.normalization import PackedBatchNorm
@@ -170,6 +178,11 @@ class _Emitter:
                 f"input {node.name!r} is {example.dtype} of {example.dim()} dimensions",
                 "inputs must be float32, [N, C, H, W] or [N, C]",
             )
+        if example.shape[0] != self.batch:
+            raise unsupported(
+                f"input {node.name!r} has {example.shape[0]} samples, the first input {self.batch}",
+                "every input must begin with the batch",
+            )
         made, given = dense_rules.read_input(self.writer, tuple(example.shape))
         self.result.inputs[str(node.target)] = given
         return made
@@ -277,6 +290,8 @@ class _Emitter:
         if module is None:
             return None
         x = self.value(node.args[0]) if node.args else None
+        if isinstance(x, Packed):
+            return self.packed_rule(node, x)
         if not isinstance(x, Rows):
             return None
         norm = batch_norm(node)
@@ -291,6 +306,22 @@ class _Emitter:
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return lambda: dense_rules.adaptive_average(self.writer, x, self.pixels(node))
         return self.shared_rule(node, x)
+
+    def packed_rule(self, node: fx.Node, x: Packed) -> Callable[[], Any] | None:
+        """Functions that keep zeros, of packed values."""
+        applied = elementwise_rules.function_of(node)
+        if applied is None or elementwise(node) != "zero":
+            return None
+        return lambda: elementwise_rules.apply_packed(self.writer, x, applied)
+
+    def concatenation(self, node: fx.Node) -> Callable[[], Any] | None:
+        values = [self.value(read) for read in joined_along_channels(node)]
+        if not values or not all(isinstance(value, Rows) for value in values):
+            return None
+        sizes = {(value.size[1:], value.matrix) for value in values}
+        if len(sizes) != 1:
+            return None
+        return lambda: elementwise_rules.concatenate(self.writer, values)
 
     def convolution_rule(self, node: fx.Node, conv: nn.Conv2d, x: Rows) -> Callable[[], Any] | None:
         padding = conv_padding(conv)
@@ -310,6 +341,11 @@ class _Emitter:
         what = pool(node)
         if what is not None:
             return lambda: dense_rules.pool(self.writer, x, what)
+        applied = elementwise_rules.function_of(node)
+        if applied is not None:
+            return lambda: elementwise_rules.apply(self.writer, x, applied)
+        if softmax_dimension(node) in ((1, -1) if x.matrix else (1, -3)):
+            return lambda: elementwise_rules.softmax(self.writer, x)
         if is_flatten(node):
             return lambda: dense_rules.flatten(self.writer, x)
         return None
@@ -317,8 +353,12 @@ class _Emitter:
     def function_rule(self, node: fx.Node) -> Callable[[], Any] | None:
         if node.op == "call_module":
             return None
+        if node.target in CONCATENATIONS:
+            return self.concatenation(node)
         values = [self.value(read) for read in node.args]
         x = values[0] if values else None
+        if isinstance(x, Packed):
+            return self.packed_rule(node, x)
         if not isinstance(x, Rows):
             return None
         if node.target in _ADDITIONS and len(values) == 2 and not node.kwargs:

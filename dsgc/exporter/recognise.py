@@ -7,14 +7,50 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsgc.exporter.errors import unsupported
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.spec import ACTS
-from dsgc.passes.patterns import batch_norm, elementwise, module_of
+from dsgc.passes.patterns import batch_norm, elementwise, module_of, shape_of
 
-__all__ = ["affine_of", "channel_padding", "is_fleeting", "pixel_steps"]
+__all__ = [
+    "CONCATENATIONS",
+    "affine_of",
+    "channel_padding",
+    "is_fleeting",
+    "joined_along_channels",
+    "pixel_steps",
+    "softmax_dimension",
+]
+
+CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
+_SOFTMAXES: tuple[Any, ...] = (F.softmax, torch.softmax, "softmax")
+
+
+def softmax_dimension(node: fx.Node) -> int | None:
+    """The dimension of a softmax; None for anything else."""
+    module = module_of(node)
+    if isinstance(module, nn.Softmax):
+        return module.dim
+    if module is not None or node.target not in _SOFTMAXES or node.kwargs.get("dtype") is not None:
+        return None
+    found = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return found if isinstance(found, int) and len(node.args) <= 2 else None
+
+
+def joined_along_channels(node: fx.Node) -> list[fx.Node]:
+    """What a concatenation joins, if along the channels; else nothing."""
+    parts = node.args[0] if node.args else node.kwargs.get("tensors")
+    dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if not isinstance(parts, (list, tuple)) or not isinstance(dimension, int):
+        return []
+    nodes = [part for part in parts if isinstance(part, fx.Node)]
+    shape = shape_of(nodes[0]) if nodes else None
+    if shape is None or len(nodes) != len(parts) or dimension % len(shape) != 1:
+        return []
+    return nodes
 
 
 def is_fleeting(node: fx.Node) -> bool:

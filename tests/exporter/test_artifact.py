@@ -6,6 +6,7 @@ import json
 import platform
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -138,20 +139,77 @@ def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
         model(x[:3].numpy())
 
 
-class WithSoftmax(nn.Module):
+class WithCumsum(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.small = Small()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.small.features(x), 1)
+        return torch.cumsum(self.small.features(x), 1)
 
 
 def test_what_cannot_be_exported_is_named_with_its_line(tmp_path: Path) -> None:
-    sparse = make_sparse(WithSoftmax())
-    with pytest.raises(dsgc.ExportError, match=r"softmax.*test_artifact\.py:\d+.*is a softmax"):
+    sparse = make_sparse(WithCumsum())
+    with pytest.raises(dsgc.ExportError, match=r"cumsum.*test_artifact\.py:\d+.*is a cumsum"):
         dsgc.export(sparse, tmp_path / "model.dsgc", torch.randn(2, *IMAGE))
     assert list(tmp_path.iterdir()) == []
+
+
+class Functions(nn.Module):
+    """Functions of dense and of packed values, concatenation and softmax."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 20, 3, padding=1)
+        self.second = nn.Conv2d(20, 36, 3, padding=1)
+        self.third = nn.Conv2d(56, 48, 3, padding=1)
+        self.last = nn.Linear(48, 7)
+        self.function = function
+        self.normalised = nn.Softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = self.function(self.first(x))
+        both = torch.cat((a, self.function(self.second(a))), dim=1)
+        maps = self.function(self.third(both))
+        corner = maps[:, :, ::12, ::12].flatten(1)
+        return self.normalised(self.last(corner)), F.softmax(maps, 1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(nn.ELU(0.5), nn.GELU(), nn.Hardswish(), nn.LeakyReLU(0.2), nn.ReLU6(), nn.SiLU()),
+        *(nn.Sigmoid(), nn.Tanh(), nn.Hardtanh(-0.5, 0.25)),
+    ],
+    ids=lambda function: type(function).__name__,
+)
+def test_functions_concatenation_and_softmax_agree(function: nn.Module, tmp_path: Path) -> None:
+    model = Functions(function)
+    rules = {"second": 0.75, "third": 0.75}
+    config = dsgc.SparsityConfig(sparsity=0.75, rules=rules, block=8)
+    sparse = dsgc.compile(model, config=config).eval()
+    x = 3 * torch.randn(4, *IMAGE)
+    artifact = dsgc_runtime.load(dsgc.export(sparse, tmp_path / "model.dsgc", x), threads=1)
+    for batch in (4, 1, 5):
+        x = 3 * torch.randn(batch, *IMAGE)
+        with torch.no_grad():
+            wanted = sparse(x)
+        for one, other in zip(artifact(x), wanted, strict=True):
+            np.testing.assert_allclose(one, other.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_of_different_batches_are_refused(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small = Small()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return cast(Tensor, self.small.features(x) + y)
+
+    sparse = make_sparse(Two())
+    with pytest.raises(dsgc.ExportError, match="has 1 samples, the first input 4"):
+        dsgc.export(sparse, tmp_path / "m.dsgc", (torch.randn(4, *IMAGE), torch.randn(1, 48, 6, 6)))
 
 
 @pytest.mark.parametrize(

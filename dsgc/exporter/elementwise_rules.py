@@ -1,0 +1,128 @@
+"""How functions of single values, softmax and concatenation become kernel calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from dsgc.codegen import families
+from dsgc.exporter.values import Packed, Rows
+from dsgc.exporter.writer import Writer
+from dsgc.passes.patterns import has_hooks, module_of
+
+__all__ = ["Applied", "apply", "apply_packed", "concatenate", "function_of", "softmax"]
+
+
+class Applied(NamedTuple):
+    """A function of single values: the kernel's name, and two parameters."""
+
+    name: str
+    a: float = 0.0
+    b: float = 0.0
+
+
+def _of_module(module: nn.Module) -> Applied | None:
+    if isinstance(module, nn.ReLU6):
+        return Applied("bounds", 0.0, 6.0)
+    if isinstance(module, nn.Hardtanh):
+        return Applied("bounds", float(module.min_val), float(module.max_val))
+    if isinstance(module, nn.LeakyReLU):
+        return Applied("leaky_relu", float(module.negative_slope))
+    if isinstance(module, nn.ELU):
+        return Applied("elu", float(module.alpha))
+    if isinstance(module, nn.GELU):
+        return Applied("gelu") if module.approximate == "none" else None
+    plain = {nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.Tanh: "tanh"}
+    return next((Applied(name) for kind, name in plain.items() if isinstance(module, kind)), None)
+
+
+# Functions with their parameters by name, in the order of their arguments.
+_FUNCTIONS: Mapping[Any, tuple[Callable[..., Applied], Sequence[str]]] = {
+    F.relu6: (lambda: Applied("bounds", 0.0, 6.0), ()),
+    F.leaky_relu: (
+        lambda negative_slope=0.01: Applied("leaky_relu", negative_slope),
+        ("negative_slope",),
+    ),
+    F.elu: (lambda alpha=1.0: Applied("elu", alpha), ("alpha",)),
+    F.gelu: (lambda: Applied("gelu"), ()),
+    F.hardswish: (lambda: Applied("hardswish"), ()),
+    F.silu: (lambda: Applied("silu"), ()),
+    F.tanh: (lambda: Applied("tanh"), ()),
+    torch.tanh: (lambda: Applied("tanh"), ()),
+    "tanh": (lambda: Applied("tanh"), ()),
+    F.sigmoid: (lambda: Applied("sigmoid"), ()),
+    torch.sigmoid: (lambda: Applied("sigmoid"), ()),
+    "sigmoid": (lambda: Applied("sigmoid"), ()),
+}
+
+
+def function_of(node: fx.Node) -> Applied | None:
+    """The function of single values that a node applies, if there is a kernel for it."""
+    module = module_of(node)
+    if module is not None:
+        return None if has_hooks(module) else _of_module(module)
+    if node.target not in _FUNCTIONS or len(node.all_input_nodes) != 1:
+        return None
+    make, names = _FUNCTIONS[node.target]
+    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    given.pop("inplace", None)
+    known = set(given) <= set(names) and len(node.args) - 1 <= len(names)
+    return make(**given) if known else None
+
+
+def apply(writer: Writer, value: Rows, what: Applied) -> Rows:
+    """A function of every value of a map or matrix."""
+    x = writer.settle(value)
+    made = writer.rows(x.size, x.matrix, x.width)
+    _call(writer, x.view, made.view, x.positions, x.size[0], what)
+    return made
+
+
+def apply_packed(writer: Writer, value: Packed, what: Applied) -> Packed:
+    """A function with f(0) = 0 of packed values."""
+    slots, block = value.view.shape
+    out = writer.program.buffer(slots, block)
+    _call(writer, value.view, out, slots, value.block, what)
+    return Packed(out, value.block)
+
+
+def _call(writer: Writer, x: Any, y: Any, positions: Any, channels: int, what: Applied) -> None:
+    writer.program.call(
+        families.elementwise(),
+        f"apply_{what.name}",
+        *(x, y, positions, channels, float(what.a), float(what.b)),
+    )
+
+
+def softmax(writer: Writer, value: Rows) -> Rows:
+    """Along the channels."""
+    x = writer.settle(value)
+    made = writer.rows(x.size, x.matrix, x.width)
+    writer.program.call(
+        families.elementwise(), "softmax", x.view, made.view, x.positions, x.size[0]
+    )
+    return made
+
+
+def concatenate(writer: Writer, values: Sequence[Rows]) -> Rows:
+    """Maps or matrices of one size, their channels behind each other."""
+    settled = [writer.settle(value) for value in values]
+    first = settled[0]
+    channels = sum(x.size[0] for x in settled)
+    made = writer.rows((channels, first.size[1], first.size[2]), first.matrix)
+    before = 0
+    for i, x in enumerate(settled):
+        if i == 0:
+            # The first one also makes the zeros behind the last channel.
+            pixels = torch.arange(first.size[1] * first.size[2], dtype=torch.int32)
+            writer.take(x, made, pixels, 0)
+        else:
+            writer.program.call(
+                families.elementwise(), "join", x.view, made.view, x.size[0], before
+            )
+        before += x.size[0]
+    return made
