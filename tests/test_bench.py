@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import dsgc
-from benchmarks import layers
+from benchmarks import artifact, layers
 from benchmarks import run as benchmarks
 from benchmarks.workloads import WORKLOADS
 from dsgc import zoo
@@ -441,3 +441,18 @@ def test_onnxruntime_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) ->
     )[ONNXRUNTIME]
     assert side.step is None
     assert side.note == "not installed (onnxruntime)"
+
+
+def test_an_artifact_is_measured_beside_other_runtimes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "calls.json"
+    options = ["--width", "0.25", "--image-size", "16", "--rounds", "1", "--threads", "1"]
+    artifact.main([*options, "--batch", "3", "--json", str(file)])
+    assert "A call of vgg8 at 80%" in capsys.readouterr().out
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["batch"] == 3
+    assert set(row["seconds"]) == set(artifact.SIDES)
+    assert all(len(seconds) == 1 for seconds in row["seconds"].values())
+    with pytest.raises(SystemExit, match="cannot be written"):
+        artifact.main([*options, "--json", str(tmp_path / "nowhere" / "x.json")])
