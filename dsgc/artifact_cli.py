@@ -19,8 +19,32 @@ from rich.table import Table
 if TYPE_CHECKING:
     from dsgc_runtime import Model
 
-__all__ = ["bench_artifact", "doctor", "export", "inspect", "run", "say_error", "shape_of"]
+__all__ = [
+    "BlockOption",
+    "ClassesOption",
+    "ImageSizeOption",
+    "InputShapeOption",
+    "WidthOption",
+    "bench_artifact",
+    "doctor",
+    "export",
+    "inspect",
+    "run",
+    "say_error",
+    "shape_of",
+]
 
+WidthOption = Annotated[
+    float | None, typer.Option(help="Multiplies the channels of a zoo network.")
+]
+ImageSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Height and width for a zoo network.")
+]
+InputShapeOption = Annotated[
+    str | None, typer.Option(help="Of one sample, such as 3,32,32; for a callable.")
+]
+ClassesOption = Annotated[int | None, typer.Option(min=1, help="Outputs of the model.")]
+BlockOption = Annotated[int | None, typer.Option(help="Channels selected together.")]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What `dsgc export` wrote.")]
 
@@ -79,17 +103,11 @@ def export(
         str | None,
         typer.Option(help="avx512-vnni, avx512, avx2, x86-64 or aarch64; else this machine."),
     ] = None,
-    width: Annotated[
-        float | None, typer.Option(help="Multiplies the channels of a zoo network.")
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width for a zoo network.")
-    ] = None,
-    input_shape: Annotated[
-        str | None, typer.Option(help="Of one sample, such as 3,32,32; for a callable.")
-    ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Outputs of the model.")] = None,
-    block: Annotated[int | None, typer.Option(help="Channels selected together.")] = None,
+    width: WidthOption = None,
+    image_size: ImageSizeOption = None,
+    input_shape: InputShapeOption = None,
+    classes: ClassesOption = None,
+    block: BlockOption = None,
 ) -> None:
     """Write a trained model as one file that runs without torch and TVM."""
     with _errors_in_words():
@@ -198,12 +216,14 @@ def inspect(
 
 
 def _about(manifest: Any, place: Path) -> dict[str, Any]:
+    from dsgc_runtime.manifest import FORMAT
+
     def text(port: Any) -> str:
         shape = ", ".join(str(extent) for extent in port.view.shape)
         return f"{port.name}: {port.view.dtype} [{shape}]"
 
     return {
-        "format": 1,
+        "format": FORMAT,
         "dsgc": manifest.dsgc,
         "target": manifest.target,
         "machine": manifest.machine,

@@ -12,7 +12,20 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dsgc.artifact_cli import bench_artifact, doctor, export, inspect, run, say_error, shape_of
+from dsgc.artifact_cli import (
+    BlockOption,
+    ClassesOption,
+    ImageSizeOption,
+    InputShapeOption,
+    WidthOption,
+    bench_artifact,
+    doctor,
+    export,
+    inspect,
+    run,
+    say_error,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from dsgc.bench.workload import Workload
@@ -141,18 +154,12 @@ def bench(
     compiled: Annotated[bool, typer.Option(help="Measure torch.compile too.")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Counted steps of each side.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before counting.")] = 2,
-    width: Annotated[
-        float | None, typer.Option(help="Multiplies the channels of a zoo network.")
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width for a zoo network.")
-    ] = None,
-    input_shape: Annotated[
-        str | None, typer.Option(help="Of one sample, such as 3,32,32; for a callable.")
-    ] = None,
-    classes: Annotated[int | None, typer.Option(min=1, help="Outputs of the model.")] = None,
+    width: WidthOption = None,
+    image_size: ImageSizeOption = None,
+    input_shape: InputShapeOption = None,
+    classes: ClassesOption = None,
     backend: Annotated[Backend, typer.Option(help="What runs the sparse model.")] = Backend.auto,
-    block: Annotated[int | None, typer.Option(help="Channels selected together.")] = None,
+    block: BlockOption = None,
     memory: Annotated[bool, typer.Option(help="Measure the memory of processes too.")] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write everything to this file.")

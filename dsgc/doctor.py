@@ -83,7 +83,7 @@ def _processor() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    usable = describe_machine()["usable_cores"]
     asked = os.environ.get("OMP_NUM_THREADS")
     if asked is None:
         yield Finding("threads", "ok", f"{usable} cores may be used")

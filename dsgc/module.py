@@ -112,7 +112,7 @@ class SparseModule(nn.Module):
             ShapesUnknownError: no input was seen yet.
             TraceError: the model is not one graph, because its own code cannot be traced.
         """
-        return self._program()[0].semantic
+        return self.last_program()[0].semantic
 
     @property
     def lowered_graph(self) -> fx.GraphModule:
@@ -122,14 +122,8 @@ class SparseModule(nn.Module):
             ShapesUnknownError: no input was seen yet.
             TraceError: the model is not one graph, because its own code cannot be traced.
         """
-        program, namespace = self._program()
+        program, namespace = self.last_program()
         return program.lowered(namespace or "dsgc")
-
-    def all_modules(self) -> Iterator[nn.Module]:
-        """This module, the layers of the model and their selectors: all that have a mode."""
-        yield self
-        yield from self._dense[0].modules()
-        yield from self._bank.modules()
 
     def last_program(self) -> tuple[Program, str | None]:
         """The graphs that ran last, and the namespace of their kernels; None if none did.
@@ -138,9 +132,6 @@ class SparseModule(nn.Module):
             ShapesUnknownError: no input was seen yet.
             TraceError: the model is not one graph, because its own code cannot be traced.
         """
-        return self._program()
-
-    def _program(self) -> tuple[Program, str | None]:
         if "" in self._untraced:
             raise TraceError(
                 f"there is no single graph of the model: {self._untraced['']}; its children are "
@@ -169,15 +160,20 @@ class SparseModule(nn.Module):
         Raises:
             The same as `forward`.
         """
+        with self.in_eval_mode(), torch.no_grad(), self._bank.hold():
+            self(*args, **kwargs)
+            return self._bank.held(self._decisions)
+
+    @contextmanager
+    def in_eval_mode(self) -> Iterator[None]:
+        """Within, all is in eval mode; every submodule's own mode comes back afterwards."""
         before = [(module, module.training) for module in (self, *self._dense[0].modules())]
         bank = self._bank.training
         self.eval()
         try:
-            with torch.no_grad(), self._bank.hold():
-                self(*args, **kwargs)
-                return self._bank.held(self._decisions)
+            yield
         finally:
-            self._bank.train(bank)  # also the selectors that were made just now
+            self._bank.train(bank)  # also the selectors that were made within
             for module, mode in before:
                 module.training = mode
 

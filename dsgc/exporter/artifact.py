@@ -6,8 +6,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from dsgc.exporter.emit import Emitted, emit
 from dsgc.exporter.link import link_kernels, machine_of, required_features
 from dsgc.exporter.program import View
 from dsgc.module import SparseModule
+from dsgc_runtime.manifest import FORMAT
 
-__all__ = ["FORMAT", "checked", "eval_mode", "export", "graphs_of"]
+__all__ = ["checked", "export", "graphs_of"]
 
-FORMAT = 1
 _MOMENT = (1980, 1, 1, 0, 0, 0)  # of every member: equal models make equal bytes
 
 
@@ -66,7 +65,7 @@ def export(
         raise ConfigError(str(error), "target") from error
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     cpu = named or host_target()
-    with eval_mode(module):
+    with module.in_eval_mode():
         graphs, namespace = graphs_of(module, inputs)
         if namespace != "dsgc_cpu":
             raise ExportError(
@@ -106,18 +105,6 @@ def checked(sparse: nn.Module, path: str | Path) -> tuple[SparseModule, Path]:
     if not place.parent.is_dir():
         raise ConfigError(f"{place} cannot be written: {place.parent} is not a directory", "path")
     return sparse, place
-
-
-@contextmanager
-def eval_mode(sparse: SparseModule) -> Iterator[None]:
-    """Within, the module is in eval mode; every submodule's own mode comes back afterwards."""
-    before = [(module, module.training) for module in sparse.all_modules()]
-    sparse.eval()
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def graphs_of(sparse: SparseModule, inputs: tuple[Any, ...]) -> tuple[Graphs, str | None]:

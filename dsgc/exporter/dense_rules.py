@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgc.codegen import families
-from dsgc.codegen.cpu.layout import Geometry, blocks_of
+from dsgc.codegen.cpu.layout import Geometry
 from dsgc.codegen.cpu.pooling import pool_weights, pool_window
 from dsgc.codegen.tiles import DENSE_BLOCK, ROW_LANES, STEM_COLUMNS
 from dsgc.exporter.program import View
@@ -112,7 +112,7 @@ def convolution(
         f"stem_convolution_{columns}",
         x.view,
         writer.constant(stored.reshape(-1, x.width, wide), "weight"),
-        writer.constant(blocks_of(_detached(bias), outputs, DENSE_BLOCK).view(-1), "bias"),
+        writer.bias(bias, outputs, DENSE_BLOCK, flat=True),
         made.view.seen_as(made.positions, wide),
         writer.table(geometry),
         geometry.source_area,
@@ -136,7 +136,7 @@ def linear(writer: Writer, value: Rows, weight: Tensor, bias: Tensor | None) -> 
         f"row_products_{DENSE_BLOCK}",
         x.view.seen_as(BATCH, vectors, ROW_LANES),
         writer.constant(stored.view(blocks, DENSE_BLOCK, vectors, ROW_LANES), "weight"),
-        writer.constant(blocks_of(_detached(bias), outputs, DENSE_BLOCK), "bias"),
+        writer.bias(bias, outputs, DENSE_BLOCK),
         *(start, slot, sample),
         made.view.seen_as(BATCH * blocks, DENSE_BLOCK),
     )
@@ -219,7 +219,3 @@ def take_pixels(writer: Writer, value: Rows, step: tuple[int, int]) -> Rows:
     made = writer.rows((channels, *taken.shape), width=x.width)
     writer.take(x, made, taken.reshape(-1).contiguous(), 0)
     return made
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsgc.errors import ConfigError, ExportError, MissingPackageError
-from dsgc.exporter.artifact import checked, eval_mode, graphs_of
+from dsgc.exporter.artifact import checked, graphs_of
 from dsgc.exporter.onnx_form import DOMAIN, VERSION, onnx_form
 
 __all__ = ["export_onnx"]
@@ -53,7 +53,7 @@ def export_onnx(
     if not inputs or not all(isinstance(one, Tensor) for one in inputs):
         raise ConfigError("example_inputs must be tensors", "example_inputs")
     functions = _functions()
-    with eval_mode(module), torch.no_grad():
+    with module.in_eval_mode(), torch.no_grad():
         graphs, _ = graphs_of(module, inputs)
         form = onnx_form(graphs.semantic)
         batch = torch.export.Dim("batch")

@@ -17,6 +17,7 @@ from torch.onnx.ops import symbolic
 
 from dsgc.exporter.errors import unsupported
 from dsgc.exporter.recognise import affine_of
+from dsgc.exporter.sparse_rules import check_selection
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.masked import masked_conv2d, masked_linear
 from dsgc.ops.normalization import MaskedBatchNorm
@@ -159,7 +160,7 @@ def onnx_form(semantic: fx.GraphModule) -> fx.GraphModule:
         module = module_of(node)
         made: nn.Module | None = None
         if isinstance(module, Selector):
-            _check(module)
+            check_selection(module)
             made = Search(module)
         elif isinstance(module, MaskedBatchNorm):
             made = MaskedAffine(module)
@@ -168,15 +169,3 @@ def onnx_form(semantic: fx.GraphModule) -> fx.GraphModule:
             found.add_submodule(node.target, made)
     found.recompile()
     return found.eval()
-
-
-def _check(selector: Selector) -> None:
-    settings = selector.settings
-    plain = settings.scope == "position" and tuple(settings.tile) == (1, 1)
-    if not plain or settings.selector not in ("svd", "drs") or selector.by_window:
-        raise unsupported(
-            f"layer {settings.name!r} has selector={settings.selector!r}, "
-            f"projection={settings.projection!r}, scope={settings.scope!r}, tile={settings.tile}",
-            'compile with selector="svd" or "drs", projection="pixel", scope="position" and '
-            "without share_pool",
-        )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsgc.codegen.families import Family
 from dsgc.exporter.sizes import Size, SizeLike, as_size, product
+from dsgc_runtime.manifest import DTYPES
 
 __all__ = ["Argument", "Call", "Program", "Read", "View"]
 
@@ -21,7 +22,6 @@ _TYPES = {
     torch.uint8: "uint8",
     torch.int8: "int8",
 }
-_BYTES = {"float32": 4, "int32": 4, "int64": 8, "uint8": 1, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Program:
         """Fresh memory for as many elements as `shape` may have at most."""
         sizes = tuple(as_size(extent) for extent in shape)
         largest = product(tuple(self._largest(extent) for extent in sizes))
-        self.buffers.append(largest * _BYTES[dtype])
+        self.buffers.append(largest * DTYPES[dtype])
         return View(len(self.buffers) - 1, dtype, sizes)
 
     def constant(self, tensor: Tensor, name: str) -> View:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsgc.exporter.errors import unsupported
-from dsgc.ops.normalization import PackedBatchNorm
+from dsgc.ops.normalization import PackedBatchNorm, running_affine
 from dsgc.ops.spec import ACTS
 from dsgc.passes.patterns import batch_norm, elementwise, module_of, shape_of
 
@@ -71,11 +71,8 @@ def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Scale and shift [C] of a batch norm in eval mode."""
     if norm.running_mean is None or norm.running_var is None:
         raise unsupported("a batch norm has no running statistics", "train the model first")
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach()
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+    scale, shift = running_affine(norm)
+    return scale.detach(), shift.detach()
 
 
 def channel_padding(node: fx.Node) -> tuple[int, int] | None:

@@ -32,13 +32,15 @@ from dsgc.exporter.writer import Lists, Writer, filled
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.select import Selector
 
-__all__ = ["convolution", "pack", "pool", "select"]
+__all__ = ["check_selection", "convolution", "pack", "pool", "select"]
 
 _CHUNK = 256  # target slots whose pairs are sorted at a time
 
 
-def select(writer: Writer, selector: Selector, source: Source) -> Chosen:
-    """The selection of a layer: search and ranking."""
+def check_selection(selector: Selector) -> None:
+    """Raise ExportError for a selection that is not the best blocks of each position, searched with
+    a projection of pixels.
+    """
     settings = selector.settings
     if settings.scope != "position" or tuple(settings.tile) != (1, 1):
         raise unsupported(
@@ -51,6 +53,12 @@ def select(writer: Writer, selector: Selector, source: Source) -> Chosen:
             f"layer {settings.name!r} is searched with {how!r}",
             'compile with selector="svd" or "drs" and projection="pixel"',
         )
+
+
+def select(writer: Writer, selector: Selector, source: Source) -> Chosen:
+    """The selection of a layer: search and ranking."""
+    check_selection(selector)
+    settings = selector.settings
     out_size = conv_output_size(
         source.size, selector.kernel, selector.stride, selector.padding, selector.dilation
     )
@@ -215,7 +223,7 @@ def _row_products(
         f"row_products_{block}",
         x.view.seen_as(BATCH, area * x.width // ROW_LANES, ROW_LANES),
         writer.constant(ordered.reshape(-1, block, vectors, ROW_LANES), "weight"),
-        writer.constant(blocks_of(_detached(bias), outputs, block), "bias"),
+        writer.bias(bias, outputs, block),
         *(start, slot, sample, made.view),
     )
 
@@ -244,7 +252,7 @@ def _from_dense(
         f"dense_convolution_{block}",
         x.view,
         writer.constant(_blocked(weight, x.width, 1, block).flatten(2, 3), "weight"),
-        writer.constant(blocks_of(_detached(bias), outputs, block), "bias"),
+        writer.bias(bias, outputs, block),
         *lists,
         made.view,
         writer.table(geometry),
@@ -272,7 +280,7 @@ def _from_packed(
         f"packed_convolution_{bi}_{block}",
         *(values, chosen.ids, chosen.rowptr),
         writer.constant(_blocked(weight, weight.shape[1], bi, block), "weight"),
-        writer.constant(blocks_of(_detached(bias), outputs, block), "bias"),
+        writer.bias(bias, outputs, block),
         *lists,
         made.view,
         writer.table(geometry),
@@ -311,7 +319,7 @@ def _neurons(
         f"neuron_convolution_{depth}",
         grouped,
         writer.constant(stored.reshape(outputs, -1, groups, depth, NEURON_LANES), "weight"),
-        writer.constant(blocks_of(_detached(bias), outputs, 1).view(-1), "bias"),
+        writer.bias(bias, outputs, 1, flat=True),
         *lists,
         made.view.seen_as(target.slots),
         tile * target.widest,  # slots of a tile at most
@@ -392,7 +400,3 @@ def pack(writer: Writer, rows: Rows, target: Chosen, block: int) -> Packed:
         *(target.ids, target.rowptr, out),
     )
     return Packed(out, block)
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()

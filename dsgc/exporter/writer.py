@@ -40,6 +40,11 @@ class Writer:
         """A constant, named after the layer that is being written."""
         return self.program.constant(tensor, f"{self.program.layer}.{name}")
 
+    def bias(self, bias: Tensor | None, channels: int, block: int, *, flat: bool = False) -> View:
+        """The bias of a layer in blocks, zeros if it has none; `flat` in one dimension."""
+        blocks = blocks_of(bias, channels, block)
+        return self.constant(blocks.view(-1) if flat else blocks, "bias")
+
     def table(self, geometry: Geometry) -> View:
         """The source pixels of a window; equal windows share it."""
         return self.program.constant(geometry.table(), "table")

@@ -82,6 +82,14 @@ def _scale_and_shift(
     return scale, shift
 
 
+def running_affine(bn: _NormBase) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] of a batch norm that normalises with its running statistics.
+
+    Raises ValueError if it has none.
+    """
+    return _scale_and_shift(bn, *_running(bn))
+
+
 def _running(bn: _NormBase) -> tuple[Tensor, Tensor]:
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("running statistics are incomplete: one of mean and variance is missing")
@@ -116,7 +124,7 @@ class MaskedBatchNorm(nn.Module):
             _update_running(self.bn, mean, var, count)
             scale, shift = _scale_and_shift(self.bn, mean, var, count)
         else:
-            scale, shift = _scale_and_shift(self.bn, *_running(self.bn))
+            scale, shift = running_affine(self.bn)
         view = (1, -1, 1, 1) if y.dim() == 4 else (1, -1)
         out = wide * scale.view(view) + shift.view(view)
         return apply_mask(out, mask, block).to(y.dtype)
@@ -224,4 +232,4 @@ class PackedBatchNorm(nn.Module):
             )
             _update_running(self.bn, mean, var, count)
             return x, *_scale_and_shift(self.bn, mean, var, count)
-        return x, *_scale_and_shift(self.bn, *_running(self.bn))
+        return x, *running_affine(self.bn)

@@ -21,6 +21,7 @@ __all__ = [
     "Read",
     "View",
     "constants_of",
+    "views_of",
 ]
 
 FORMAT = 1
@@ -251,10 +252,11 @@ class _Reader:
 
 def constants_of(program: Sequence[Call | Read]) -> set[str]:
     """The names of the constants that a program reads."""
-    views = [
-        one
-        for step in program
-        for one in (step.arguments if isinstance(step, Call) else (step.view,))
-        if isinstance(one, View)
-    ]
-    return {view.storage for view in views if isinstance(view.storage, str)}
+    storages = {view.storage for step in program for view in views_of(step)}
+    return {storage for storage in storages if isinstance(storage, str)}
+
+
+def views_of(step: Call | Read) -> list[View]:
+    """The tensors that an instruction works on."""
+    arguments = step.arguments if isinstance(step, Call) else (step.view,)
+    return [one for one in arguments if isinstance(one, View)]

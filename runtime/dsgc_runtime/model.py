@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class Model:
         self.manifest = archive.manifest
         self.graph = archive.graph
         self._constants = archive.constants
+        self._inputs = tuple(self._info(port) for port in archive.manifest.inputs)
+        self._outputs = tuple(self._info(port) for port in archive.manifest.outputs)
         self._check_structure()
         with tempfile.TemporaryDirectory(prefix="dsgc-") as folder:
             library = Path(folder) / "kernels.so"
@@ -85,12 +88,12 @@ class Model:
     @property
     def inputs(self) -> tuple[PortInfo, ...]:
         """What the model takes."""
-        return tuple(self._info(port) for port in self.manifest.inputs)
+        return self._inputs
 
     @property
     def outputs(self) -> tuple[PortInfo, ...]:
         """What the model gives."""
-        return tuple(self._info(port) for port in self.manifest.outputs)
+        return self._outputs
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -124,17 +127,13 @@ class Model:
         arrays, batch = self._arrays(inputs)
         if batch == 0:
             raise InputError("an empty batch takes no time: profile a call with samples")
-        session = self._take(batch)
-        try:
-            with self._native.on_threads(self._threads):
-                session.run(arrays)  # whatever happens only once has happened
-                seconds: dict[int, float] = {}
-                begun = time.perf_counter()
-                session.run(arrays, seconds)
-                whole = time.perf_counter() - begun
-            return by_layer(self.manifest, session.sizes, seconds, whole)
-        finally:
-            self._give_back(session)
+        seconds: dict[int, float] = {}
+        with self._session(batch) as session:
+            session.run(arrays)  # whatever happens only once has happened
+            begun = time.perf_counter()
+            session.run(arrays, seconds)
+            whole = time.perf_counter() - begun
+        return by_layer(self.manifest, session.sizes, seconds, whole)
 
     def _run(self, arrays: Sequence[NDArray[Any]], batch: int) -> list[NDArray[Any]]:
         if batch == 0:
@@ -142,10 +141,16 @@ class Model:
                 np.empty((0, *port.shape[1:]), port.dtype)  # type: ignore[arg-type]
                 for port in self.outputs
             ]
+        with self._session(batch) as session:
+            return session.run(arrays)
+
+    @contextmanager
+    def _session(self, batch: int) -> Iterator[Session]:
+        """Memory for one call, on this model's number of threads."""
         session = self._take(batch)
         try:
             with self._native.on_threads(self._threads):
-                return session.run(arrays)
+                yield session
         finally:
             self._give_back(session)
 

@@ -18,6 +18,8 @@ __all__ = ["Native"]
 class Native:
     """Loads a kernel library; from here on its code may run.
 
+    `wrap` makes what kernels take of an array, without a copy.
+
     Args:
         library: a shared object; it may be removed afterwards.
         manifest: whose program says which kernels there must be.
@@ -34,6 +36,7 @@ class Native:
         self._set_threads = threads.dsgc_set_thread_count
         self._threads = threads.dsgc_thread_count
         self._module = tvm_ffi.load_module(str(library))
+        self.wrap: Callable[[object], object] = tvm_ffi.from_dlpack
         self.kernels: dict[str, Callable[..., None]] = {}
         names = {step.kernel for step in manifest.program if isinstance(step, Call)}
         for name in sorted(names):

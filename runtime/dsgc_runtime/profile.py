@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dsgc_runtime.manifest import Call, Manifest, View
+from dsgc_runtime.manifest import Manifest, views_of
 
 __all__ = ["LayerProfile", "by_layer"]
 
@@ -44,10 +44,7 @@ def by_layer(
     for number, step in enumerate(manifest.program):
         spent[step.layer] = spent.get(step.layer, 0.0) + seconds.get(number, 0.0)
         buffers = touched.setdefault(step.layer, set())
-        views = step.arguments if isinstance(step, Call) else (step.view,)
-        for view in views:
-            if isinstance(view, View) and isinstance(view.storage, int):
-                buffers.add(view.storage)
+        buffers.update(view.storage for view in views_of(step) if isinstance(view.storage, int))
     sparsity = {layer.name: layer.sparsity for layer in manifest.layers if layer.sparse}
     return [
         LayerProfile(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dsgc_runtime.arena import ALIGNMENT, plan
 from dsgc_runtime.errors import DamagedArtifactError
-from dsgc_runtime.manifest import DTYPES, Call, Manifest, Read, View
+from dsgc_runtime.manifest import DTYPES, Call, Manifest, Read, View, views_of
 from dsgc_runtime.sizes import LIMIT, Size, evaluate, names_in
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Session:
         self._outside = {port.view.storage for port in (*manifest.inputs, *manifest.outputs)}
         self._check()
         if native is not None:
+            self._wrap = native.wrap
             self._arena = self._make_arena()
             self._steps = [self._step(step, native) for step in manifest.program]
 
@@ -60,13 +61,10 @@ class Session:
         """Every view against its memory, counts that are not known yet at their largest."""
         known = dict(self._known)
         for step in self.manifest.program:
+            for view in views_of(step):
+                self._fits(view, known)
             if isinstance(step, Read):
-                self._fits(step.view, known)
                 known[step.name] = evaluate(step.most, self._known)
-                continue
-            for argument in step.arguments:
-                if isinstance(argument, View):
-                    self._fits(argument, known)
         for port in (*self.manifest.inputs, *self.manifest.outputs):
             size = _volume(port.view.shape, known) * DTYPES[port.view.dtype]
             if size != self.sizes[int(port.view.storage)]:
@@ -131,9 +129,7 @@ class Session:
         return argument.storage not in self._outside and names <= {"batch"}
 
     def _tensor(self, view: View, known: Mapping[str, int]) -> Any:
-        from tvm_ffi import from_dlpack
-
-        return from_dlpack(self._view(view, known))
+        return self._wrap(self._view(view, known))
 
     def _view(self, view: View, known: Mapping[str, int]) -> NDArray[Any]:
         shape = tuple(evaluate(extent, known) for extent in view.shape)
