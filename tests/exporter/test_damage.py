@@ -34,6 +34,8 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: str) -> None:
         raise Loaded(path)
 
+    # What the runtime itself stands on is loaded before libraries cannot be loaded any more.
+    assert dsgc_runtime.load is not None
     monkeypatch.setattr(ctypes, "CDLL", load)
 
 
