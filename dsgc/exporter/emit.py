@@ -233,8 +233,7 @@ class _Emitter:
         return chosen, chosen
 
     def normalization(self, node: fx.Node, module: PackedBatchNorm) -> tuple[Any, Any, Any]:
-        _, scale, shift = self.made[node]
-        return self.arguments(node)[0], scale.detach(), shift.detach()
+        return self.arguments(node)[0], *affine_of(module.bn)
 
     def stem(self, node: fx.Node) -> Rows:
         x, weight, bias, *window = self.arguments(node)

@@ -106,8 +106,8 @@ class MaskedAffine(nn.Module):
 
     def __init__(self, norm: MaskedBatchNorm) -> None:
         super().__init__()
-        if not isinstance(norm.bn, (nn.BatchNorm1d, nn.BatchNorm2d)) or norm.block is None:
-            raise unsupported(f"{type(norm.bn).__name__} under a mask", "use BatchNorm1d or 2d")
+        if norm.block is None:
+            raise unsupported("a mask of unknown blocks", "name the block of the batch norm")
         scale, shift = affine_of(norm.bn)
         self.block = norm.block
         self.register_buffer("scale", scale.clone())

@@ -67,8 +67,11 @@ def is_fleeting(node: fx.Node) -> bool:
     return elementwise(reader) == "relu"
 
 
-def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift [C] of a batch norm in eval mode."""
+def affine_of(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C] of a batch norm in eval mode.
+
+    Raises ExportError for one that takes statistics of its batch in eval mode too.
+    """
     if norm.running_mean is None or norm.running_var is None:
         raise unsupported("a batch norm has no running statistics", "train the model first")
     scale, shift = running_affine(norm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -276,4 +277,14 @@ def test_a_missing_cross_compiler_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("DSGC_CROSS_CC", raising=False)
     with pytest.raises(dsgc.KernelError, match="DSGC_CROSS_CC"):
         dsgc.export(sparse, tmp_path / "model.dsgc", x, target=other)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [dsgc.export, dsgc.export_onnx], ids=["artifact", "onnx"])
+def test_statistics_of_the_batch_are_not_frozen(write: Callable[..., Path], tmp_path: Path) -> None:
+    model = Small()
+    model.features[4] = nn.BatchNorm2d(32, track_running_stats=False)
+    sparse = make_sparse(model)
+    with pytest.raises(dsgc.ExportError, match="no running statistics"):
+        write(sparse, tmp_path / "model", torch.randn(4, *IMAGE))
     assert list(tmp_path.iterdir()) == []
