@@ -21,20 +21,27 @@ from dsgc.errors import (
     NothingToSparsifyError,
     ShapesUnknownError,
     TraceError,
+    UnknownGraphError,
     UnknownLayerError,
     UnsupportedError,
     VerificationError,
 )
+from dsgc.log import say_what_is_asked
 
 if TYPE_CHECKING:
     from dsgc.api import compile, release_memory
     from dsgc.exporter import export, export_onnx
+    from dsgc.inspect.compare import compare
+    from dsgc.inspect.explain import Explanation, explain
+    from dsgc.inspect.firing import FiringRecorder
     from dsgc.module import SparseModule
 
 __all__ = [
     "ConfigError",
     "DsgcError",
+    "Explanation",
     "ExportError",
+    "FiringRecorder",
     "InputError",
     "KernelError",
     "MissingPackageError",
@@ -44,19 +51,28 @@ __all__ = [
     "SparseModule",
     "SparsityConfig",
     "TraceError",
+    "UnknownGraphError",
     "UnknownLayerError",
     "UnsupportedError",
     "VerificationError",
+    "compare",
     "compile",
+    "explain",
     "export",
     "export_onnx",
     "release_memory",
 ]
 
+say_what_is_asked()
+
 # `dsgc --help` should not wait for torch: what needs it is imported when first used.
 _WHEN_USED = {
+    "Explanation": "dsgc.inspect.explain",
+    "FiringRecorder": "dsgc.inspect.firing",
     "SparseModule": "dsgc.module",
+    "compare": "dsgc.inspect.compare",
     "compile": "dsgc.api",
+    "explain": "dsgc.inspect.explain",
     "export": "dsgc.exporter",
     "export_onnx": "dsgc.exporter",
     "release_memory": "dsgc.api",

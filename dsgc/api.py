@@ -11,7 +11,7 @@ from dsgc.config import SparsityConfig
 from dsgc.errors import ConfigError, NothingToSparsifyError
 from dsgc.module import SparseModule
 
-__all__ = ["compile", "release_memory"]
+__all__ = ["compile", "release_memory", "settled"]
 
 _BACKENDS = ("auto", "tvm", "reference")
 
@@ -42,11 +42,28 @@ def compile(
         UnknownLayerError: a rule matches no layer.
         NothingToSparsifyError: no layer is worth it (now, or at the first call).
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module, not {type(model).__name__}", "model")
     if backend not in _BACKENDS:
         allowed = ", ".join(repr(name) for name in _BACKENDS)
         raise ConfigError(f"backend={backend!r} is not possible: one of {allowed}", "backend")
+    model, config = settled(model, sparsity, config)
+    mirror = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    sparse = SparseModule(mirror, config, backend)
+    if example_inputs is not None:
+        single = isinstance(example_inputs, Tensor)
+        sparse._prepare((example_inputs,) if single else tuple(example_inputs))
+    return sparse
+
+
+def settled(
+    model: nn.Module, sparsity: float | None, config: SparsityConfig | None
+) -> tuple[nn.Module, SparsityConfig]:
+    """The dense model and the settings that `compile` and `explain` mean by their arguments.
+
+    Raises:
+        ConfigError, UnknownLayerError, NothingToSparsifyError: see `compile`.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module, not {type(model).__name__}", "model")
     if config is not None and not isinstance(config, SparsityConfig):
         raise ConfigError(f"config must be a SparsityConfig, not {type(config).__name__}", "config")
     if config is not None and sparsity not in (None, config.sparsity):
@@ -65,12 +82,7 @@ def compile(
     config.check_rules(layers)
     if not layers:
         raise NothingToSparsifyError("the model has no Conv2d and no Linear layer: nothing to do")
-    mirror = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    sparse = SparseModule(mirror, config, backend)
-    if example_inputs is not None:
-        single = isinstance(example_inputs, Tensor)
-        sparse._prepare((example_inputs,) if single else tuple(example_inputs))
-    return sparse
+    return model, config
 
 
 def release_memory() -> int:

@@ -108,6 +108,8 @@ class SelectorBank(nn.Module):
     @property
     def _factor(self) -> float:
         """The part of the full sparsity that holds in the training step done last."""
+        if self.config.schedule == "constant":
+            return 1.0  # whatever the step: it cannot be read while shapes are propagated
         return self.config.schedule_factor(max(int(self.step) - 1, 0))
 
     def held(self, decisions: Mapping[str, LayerDecision]) -> dict[str, Tensor]:

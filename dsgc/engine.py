@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,24 @@ from torch import Tensor, fx, nn
 from dsgc.bank import SelectorBank
 from dsgc.config import SparsityConfig
 from dsgc.errors import KernelError, NothingToSparsifyError, TraceError, UnsupportedError
+from dsgc.passes.choose_kernels import choose_kernels
 from dsgc.passes.choose_layers import is_layer
 from dsgc.passes.context import Context, LayerDecision
-from dsgc.passes.pipeline import ANALYSIS, LOWERING, PREPARATION, SEMANTIC, run_passes
-from dsgc.passes.propagate_shapes import eval_mode, propagate_shapes
+from dsgc.passes.lower_to_packed import lower_to_packed
+from dsgc.passes.pipeline import (
+    ANALYSIS,
+    LOWERING,
+    PREPARATION,
+    SEMANTIC,
+    Observer,
+    run_passes,
+    write_to,
+)
+from dsgc.passes.propagate_shapes import eval_mode, fake_inputs, propagate_shapes
+from dsgc.seen import SeenCall
 from dsgc.skeleton import Skeletons
 from dsgc.trace import CallShape, Traced, trace
+from dsgc.watch import named_ranges, profiler_is_on
 
 __all__ = ["Engine", "Program"]
 
@@ -29,12 +42,28 @@ _LAYERS = (
 
 
 class Program:
-    """The graphs of one part of a model for one kind of call and shape."""
+    """The graphs of one part of a model for one kind of call and shape.
 
-    def __init__(self, dense: fx.GraphModule, context: Context, dump: Path | None) -> None:
+    Attributes:
+        dense: the traced graph, until `semantic` or `lowered` is asked for, which rewrite it.
+        path: of the part in the model; "" is all of it.
+        call: how it is called.
+        example: fake tensors like those of the first call, which take no memory.
+    """
+
+    def __init__(
+        self,
+        dense: fx.GraphModule,
+        context: Context,
+        observe: Observer | None,
+        path: str,
+        call: CallShape,
+        example: list[Tensor],
+    ) -> None:
         self.dense = dense
         self.context = context
-        self.dump = dump
+        self.observe = observe
+        self.path, self.call, self.example = path, call, example
         self._semantic: fx.GraphModule | None = None
         self._lowered: dict[str, fx.GraphModule] = {}
 
@@ -42,7 +71,7 @@ class Program:
     def semantic(self) -> fx.GraphModule:
         """The graph on dense tensors and masks."""
         if self._semantic is None:
-            self._semantic = run_passes(self.dense, self.context, SEMANTIC, self.dump)
+            self._semantic = run_passes(self.dense, self.context, SEMANTIC, self.observe)
         return self._semantic
 
     def lowered(self, namespace: str) -> fx.GraphModule:
@@ -50,8 +79,14 @@ class Program:
         if namespace not in self._lowered:
             semantic = self.semantic
             self.context.namespace = namespace
-            self._lowered[namespace] = run_passes(semantic, self.context, LOWERING, self.dump)
+            self._lowered[namespace] = run_passes(semantic, self.context, LOWERING, self.observe)
         return self._lowered[namespace]
+
+    def exposed(self, namespace: str) -> fx.GraphModule:
+        """As `lowered`, returning also the dense form of all values of `semantic`, by name."""
+        self.context.namespace = namespace
+        exposing = lower_to_packed(self.semantic, self.context, expose=True)
+        return choose_kernels(exposing, self.context)
 
 
 class Engine:
@@ -83,10 +118,12 @@ class Engine:
         self.profiled: list[Program] | None = None
         self.last: tuple[Program, str | None] | None = None
         self.fallback = ""
+        self.watch: Callable[[Program, str | None, list[Tensor]], Any] | None = None
+        self.seen = SeenCall((), {})
         self._warned = False
         self._without_kernels = ""
         place = os.environ.get("DSGC_DUMP")
-        self.dump = Path(place) if place else None
+        self.observe = write_to(Path(place)) if place else None
 
     # Running
 
@@ -101,6 +138,7 @@ class Engine:
         Where no layer became sparse, or none is yet, there is nothing to gain from graphs: after
         the first call, which leaves one to look at, the model runs as it is.
         """
+        self.seen = SeenCall(args, kwargs)
         dense = self.bank.dense_now or not self._any_sparse()
         if self.last is not None and self.profiled is None and dense:
             return self.model(*args, **kwargs)
@@ -120,7 +158,7 @@ class Engine:
             else:
                 if self.profiled is not None:
                     self.profiled.append(program)
-                    return propagate_shapes(program.dense, tensors, self.model, real=True)
+                    return propagate_shapes(program.dense, tensors, self.model)
                 return self.execute(program, tensors)
         return self.skeletons.call(path, args, kwargs)
 
@@ -128,11 +166,12 @@ class Engine:
         """Run the graph of a program that the backend asks for."""
         namespace = self.namespace_for(tensors)
         self.last = (program, namespace)
-        if namespace is None:
-            return program.semantic(*tensors)
-        lowered = program.lowered(namespace)
-        if not torch.is_autocast_enabled("cpu"):
-            return lowered(*tensors)
+        if self.watch is not None:
+            return self.watch(program, namespace, tensors)
+        graph = program.semantic if namespace is None else program.lowered(namespace)
+        run: Callable[..., Any] = named_ranges(graph).run if profiler_is_on() else graph
+        if namespace is None or not torch.is_autocast_enabled("cpu"):
+            return run(*tensors)
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -142,7 +181,7 @@ class Engine:
                 stacklevel=4,
             )
         with torch.autocast("cpu", enabled=False):
-            return lowered(*(t.float() if t.is_floating_point() else t for t in tensors))
+            return run(*(t.float() if t.is_floating_point() else t for t in tensors))
 
     def namespace_for(self, tensors: list[Tensor]) -> str | None:
         """The kernels for these inputs; None is the semantic graph in plain PyTorch."""
@@ -194,8 +233,32 @@ class Engine:
         key = (path, *call.key, shapes)
         if key in self.programs:
             return self.programs[key], tensors
+        program = self._build(path, call, fake_inputs(tensors), self.observe)
+        if self.profiled is None:
+            propagate_shapes(program.dense, program.example, self.model, instead=tensors)
+        if self.decided:
+            run_passes(program.dense, program.context, ANALYSIS, self.observe)
+        self.programs[key] = program
+        return program, tensors
+
+    def again(self, program: Program, observe: Observer | None = None) -> Program:
+        """A fresh program of a part for the same call, with all layers decided; nobody runs it.
+
+        `observe` gets every graph on the way from the traced one to what is asked of the program.
+        """
+        made = self._build(program.path, program.call, program.example, observe)
+        propagate_shapes(made.dense, made.example, self.model)
+        run_passes(made.dense, made.context, ANALYSIS, observe)
+        return made
+
+    def _build(
+        self, path: str, call: CallShape, example: list[Tensor], observe: Observer | None
+    ) -> Program:
+        """A part traced and prepared; shapes and decisions are still missing."""
         traced = trace(self.model, path, call)
         self.untraced.update(traced.untraced)
+        if observe is not None:
+            observe("trace", traced.graph_module)
         context = Context(
             self.model,
             self.config,
@@ -203,17 +266,22 @@ class Engine:
             decisions=self.decisions,
             decided=self.decided,
         )
-        program = Program(traced.graph_module, context, self.dump)
-        run_passes(program.dense, context, PREPARATION, self.dump)
-        if self.profiled is None:
-            propagate_shapes(program.dense, tensors, self.model)
-        if self.decided:
-            run_passes(program.dense, context, ANALYSIS, self.dump)
-        self.programs[key] = program
-        return program, tensors
+        run_passes(traced.graph_module, context, PREPARATION, observe)
+        return Program(traced.graph_module, context, observe, path, call, example)
 
     def _decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Choose the layers of the whole model from one call; nothing of its state changes."""
+        """Choose the layers of the whole model and make their selectors."""
+        programs = self.look(args, kwargs)
+        if not any(d.sparse for d in self.decisions.values()):
+            self._report_nothing_sparse()
+        self.settle(programs)
+
+    def look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Program]:
+        """Decide about every layer from one call; nothing of the model's state changes.
+
+        Returns:
+            The parts that ran, in order.
+        """
         programs: list[Program] = []
         try:
             programs.append(self.program("", args, kwargs)[0])
@@ -230,10 +298,12 @@ class Engine:
         layered = [p for p in programs if any(is_layer(n) for n in p.dense.graph.nodes)]
         for program in programs:
             program.context.last_part = bool(layered) and program is layered[-1]
-            run_passes(program.dense, program.context, ANALYSIS, self.dump)
+            run_passes(program.dense, program.context, ANALYSIS, self.observe)
         self._add_unseen()
-        if not any(d.sparse for d in self.decisions.values()):
-            self._report_nothing_sparse()
+        return programs
+
+    def settle(self, programs: list[Program]) -> None:
+        """Take the decisions as they are: layers stay sparse or dense from now on."""
         self.decided = True
         for program in programs:
             program.context.decided = True

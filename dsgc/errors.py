@@ -14,6 +14,7 @@ __all__ = [
     "NothingToSparsifyError",
     "ShapesUnknownError",
     "TraceError",
+    "UnknownGraphError",
     "UnknownLayerError",
     "UnsupportedError",
     "VerificationError",
@@ -58,6 +59,13 @@ class InputError(DsgcError, ValueError):
 
 class ShapesUnknownError(DsgcError):
     """A graph was asked for before the compiler had seen the shapes of an input."""
+
+
+class UnknownGraphError(DsgcError, KeyError):
+    """A graph was asked for that no pass made."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class KernelError(DsgcError):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,10 @@ from dsgc.config import SparsityConfig
 from dsgc.engine import Engine, Program
 from dsgc.errors import InputError, ShapesUnknownError, TraceError, UnsupportedError
 from dsgc.passes.context import LayerDecision
+
+if TYPE_CHECKING:
+    from dsgc.inspect.report import Report
+    from dsgc.inspect.view import GraphView, Record
 
 __all__ = ["SparseModule"]
 
@@ -140,6 +144,69 @@ class SparseModule(nn.Module):
         if self._built is None or self._built.last is None:
             raise ShapesUnknownError(_unknown("graphs are built"))
         return self._built.last
+
+    def record(self) -> Record:
+        """The graph after every pass, for the last call: compiled once more to be looked at.
+
+        Raises:
+            ShapesUnknownError: no input was seen yet.
+            TraceError: the model is not one graph, because its own code cannot be traced.
+        """
+        from dsgc.inspect.view import record
+
+        return record(self)
+
+    def graph(self, name: str = "lowered") -> GraphView:
+        """A graph to look at: "semantic", "lowered", "dense" (as traced), or a pass's name.
+
+        Raises:
+            UnknownGraphError: there is no such pass.
+            ShapesUnknownError, TraceError: see `record`.
+        """
+        return self.record()[name]
+
+    def report(
+        self,
+        *args: Any,
+        rounds: int = 5,
+        progress: Callable[[int, int], None] | None = None,
+        **kwargs: Any,
+    ) -> Report:
+        """Measure every layer beside the dense one: time, search, bytes kept, sparsity, load.
+
+        Runs both models in turn, node by node, in the present mode: forward and backward in
+        training mode, forward in eval mode. Nothing of the module's state changes.
+
+        Args:
+            args, kwargs: inputs of the model; without any, those of the last call, if they still
+                exist.
+            rounds: counted runs of each.
+            progress: gets the rounds done and those to do.
+
+        Raises:
+            InputError: there are no inputs, or `rounds` is not positive.
+            NothingToSparsifyError: no layer is sparse.
+        """
+        from dsgc.inspect.report import report
+
+        if rounds < 1:
+            raise InputError(f"rounds={rounds} is not possible: at least 1")
+        args, kwargs = self._given_or_seen(args, kwargs)
+        return report(self, args, kwargs, rounds=rounds, progress=progress)
+
+    def _given_or_seen(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs given, or those of the last call."""
+        if args or kwargs:
+            return args, kwargs
+        seen = self._engine.seen.arguments()
+        if seen is None:
+            raise InputError(
+                "no inputs: the module was not called yet, or what it was called with is gone; "
+                "pass a batch"
+            )
+        return seen
 
     @contextmanager
     def hold_selection(self) -> Iterator[None]:

@@ -365,6 +365,11 @@ def _follow_owner(gm: fx.GraphModule, node: fx.Node, model: nn.Module, path: str
 def user_line(node: fx.Node) -> str:
     """`file:line` of the user's code that made `node`, or the empty string."""
     places = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
-    inside = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    mine = [f"{file}:{line}" for file, line in places if not file.startswith(inside)]
+    compiler = Path(__file__).parent
+    inside, models = (str(Path(torch.__file__).parent), str(compiler)), str(compiler / "zoo")
+    mine = [
+        f"{file}:{line}"
+        for file, line in places
+        if file.startswith(models) or not file.startswith(inside)
+    ]
     return mine[-1] if mine else ""

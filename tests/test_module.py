@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import warnings
 from collections.abc import Mapping
@@ -429,6 +430,12 @@ def test_distributed_wrapper_is_unwrapped(tmp_path: Path) -> None:
         sparse(X)
         wrapped = nn.parallel.DistributedDataParallel(sparse)
         wrapped(X).sum().backward()
+        # Gloo's threads let go of tensors when they are done; a group that is destroyed before
+        # waits for them with Python's lock in its hands, and they wait for the lock.
+        torch.distributed.barrier()
+        del wrapped, model
+        gc.collect()
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 

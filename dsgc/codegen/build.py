@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from dsgc.codegen.cache import KernelCache, content_key
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import CpuTarget, host_target
 
-__all__ = ["build_library", "build_object", "compile_family", "kernels_key", "write_object"]
+__all__ = [
+    "build_library",
+    "build_object",
+    "compile_family",
+    "compile_functions",
+    "kernels_key",
+    "write_object",
+]
 
 
 def compile_family(family: Family, target: CpuTarget) -> Any:
@@ -20,11 +28,16 @@ def compile_family(family: Family, target: CpuTarget) -> Any:
 
     ``compile_family(...).mod.inspect_source("asm")`` shows the machine code.
     """
+    return compile_functions(family.functions(target), target)
+
+
+def compile_functions(made: Sequence[Any], target: CpuTarget) -> Any:
+    """TVMScript functions compiled for ``target``: a ``tvm.runtime.Executable``."""
     # TVM would otherwise pin the calling thread to a core the first time its own pool starts.
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     import tvm
 
-    functions = {f.attrs["global_symbol"]: f for f in family.functions(target)}
+    functions = {f.attrs["global_symbol"]: f for f in made}
     return tvm.compile(tvm.IRModule(functions), target=target.tvm())
 
 
@@ -44,7 +57,7 @@ def build_library(family: Family, cache: KernelCache, target: CpuTarget | None =
     Raises:
         KernelError: if it cannot be compiled or written.
     """
-    key = kernels_key(family.name, target)
+    key = kernels_key(family.name, target, family.files)
     return cache.get(
         key, lambda path: compile_family(family, target or host_target()).export_library(str(path))
     )
@@ -52,21 +65,25 @@ def build_library(family: Family, cache: KernelCache, target: CpuTarget | None =
 
 def build_object(family: Family, cache: KernelCache, target: CpuTarget | None = None) -> Path:
     """Path of the family's object file, to be linked with others; otherwise as `build_library`."""
-    key = kernels_key(f"{family.name}.o", target)
+    key = kernels_key(f"{family.name}.o", target, family.files)
     return cache.get(
         key, lambda path: write_object(family, target or host_target(), path), "kernels.o"
     )
 
 
-def kernels_key(name: str, target: CpuTarget | None = None) -> str:
-    """``name`` with a hash of all that generated code depends on; ``target`` None is this CPU."""
+def kernels_key(name: str, target: CpuTarget | None = None, files: tuple[Path, ...] = ()) -> str:
+    """``name`` with a hash of all that generated code depends on; ``target`` None is this CPU.
+
+    ``files`` are sources besides those of dsgc.
+    """
     cpu = _host_identity() if target is None else repr(target)
-    return content_key(name, _sources(), _versions(), cpu)
+    written = [path.read_text(encoding="utf-8") for path in files]
+    return content_key(name, _sources(), _versions(), cpu, *written)
 
 
 @functools.cache
 def _sources() -> str:
-    """Everything the generated code depends on: the templates themselves."""
+    """What all generated code depends on: the templates themselves."""
     here = Path(__file__).parent
     files = sorted(
         [*here.glob("kernels/*.py"), here / "families.py", here / "target.py", here / "tiles.py"]

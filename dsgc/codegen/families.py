@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dsgc.codegen.target import CpuTarget
@@ -40,10 +41,12 @@ class Family:
     Attributes:
         name: unique for what ``functions`` returns, apart from the target.
         functions: target -> the TVMScript functions; TVM is imported only when it is called.
+        files: sources outside dsgc that they are written in: compiled anew when one changes.
     """
 
     name: str
     functions: Callable[[CpuTarget], list[Any]]
+    files: tuple[Path, ...] = ()
 
 
 def lists() -> Family:

@@ -6,7 +6,12 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from dsgc.errors import ConfigError
+
 __all__ = ["NAMED_TARGETS", "CpuTarget", "host_target", "named_target"]
+
+_REGISTERS = {16: 32, 8: 16, 4: 16}  # vector registers that kernels count on, by lanes
+_SCORE_COLUMNS = (32, 64)  # whole blocks of any size, and whole parts of SCORE_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,9 @@ class CpuTarget:
         score_members, score_columns: register tile of the low-dimensional convolution (positions x
             channels).
         byte_dots: whether it adds products of 8-bit numbers in one instruction (AVX-512 VNNI).
+
+    Raises:
+        ConfigError: kernels cannot be cut to these sizes.
     """
 
     name: str
@@ -31,10 +39,23 @@ class CpuTarget:
     score_columns: int
     byte_dots: bool = False
 
+    def __post_init__(self) -> None:
+        if self.lanes not in _REGISTERS:
+            self._refuse("lanes", f"one of {', '.join(map(str, sorted(_REGISTERS)))}")
+        if self.members < 1:
+            self._refuse("members", "at least 1")
+        if self.score_members < 2 or self.score_members % 2:
+            self._refuse("score_members", "an even number, its halves are summed apart")
+        if self.score_columns not in _SCORE_COLUMNS:
+            self._refuse("score_columns", f"one of {', '.join(map(str, _SCORE_COLUMNS))}")
+
+    def _refuse(self, field: str, wanted: str) -> None:
+        found = getattr(self, field)
+        raise ConfigError(f"target {self.name!r}: {field}={found} is not possible: {wanted}", field)
+
     def held(self, columns: int) -> int:
         """How many rows of ``columns`` float32 fit in half of the vector registers."""
-        registers = {16: 32, 8: 16, 4: 16}[self.lanes]
-        return max(1, registers // 2 // max(1, columns // self.lanes))
+        return max(1, _REGISTERS[self.lanes] // 2 // max(1, columns // self.lanes))
 
     def tvm(self) -> Any:
         """This target as a ``tvm.target.Target``."""

@@ -8,8 +8,8 @@ from torch import fx
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.context import Context
-from dsgc.passes.lower_to_packed import PackedSelection
 from dsgc.passes.patterns import module_of
+from dsgc.select import PackedSelection
 
 __all__ = ["choose_kernels", "operator_namespace"]
 

@@ -42,6 +42,7 @@ _ROW_WORK = 0.55  # one of a linear layer of few rows, which reads weights as th
 _ROW_CALLS = 0.5  # of _FIXED, as dense products of few rows are slower than convolutions
 _STREAM = 25.0  # multiply-adds for which a dense product of few rows waits, for each weight
 _STREAM_ROWS = 1024  # rows from which it no longer waits
+Work = dict[bool, int]  # multiply-adds of linear layers (True) and of convolutions
 _OTHER_LAYERS = (
     nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
 )  # fmt: skip
@@ -66,7 +67,9 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
     final = final_layers(gm) if context.last_part else set()
     densities: dict[fx.Node, float] = {}
     # Other parts of the model that ran before count as well.
-    whole = _whole_work(gm) + sum(one.macs for one in context.decisions.values())
+    whole = _whole_work(gm)
+    for one in context.decisions.values():
+        whole[one.kind == "Linear"] += one.macs
     calls: dict[str, int] = {}
     for node in gm.graph.nodes:
         density = densities[node] = _density(node, densities)
@@ -122,7 +125,7 @@ def _decide(
     density: float,
     final: set[fx.Node],
     densities: dict[fx.Node, float],
-    whole: int,
+    whole: Work,
     context: Context,
 ) -> LayerDecision:
     module = module_of(node)
@@ -167,27 +170,29 @@ def _refusal(layer: LayerDecision, geometry: Geometry, block: int, final: bool) 
     return "it is the final classifier" if final else ""
 
 
-def _trifle(layer: LayerDecision, positions: int, whole: int) -> str:
+def _trifle(layer: LayerDecision, positions: int, whole: Work) -> str:
     """Why it is not worth its cost in accuracy to make a layer sparse; empty if it is.
 
     A linear layer at the end of a convolutional network decides with one position a sample. Left
     dense it learns much faster (docs/accuracy.md), for a small part of the model's work.
     """
-    share = layer.macs / max(1, whole)
+    share = layer.macs / max(1, sum(whole.values()))
     if layer.kind != "Linear" or positions != 1 or share >= _TRIFLE:
         return ""
+    if whole[False] < whole[True]:
+        return ""  # the network is made of linear layers
     return f"it does {share:.1%} of the model's work: being sparse would cost more than it saves"
 
 
-def _whole_work(gm: fx.GraphModule) -> int:
-    """Multiply-adds of one sample in all layers of a graph that are modules."""
-    total = 0
+def _whole_work(gm: fx.GraphModule) -> Work:
+    """Multiply-adds of one sample in the layers of a graph that are modules, linear or not."""
+    total: Work = {False: 0, True: 0}
     for node in gm.graph.nodes:
         module, shape = module_of(node), shape_of(node)
         if shape is None or not isinstance(module, (nn.Conv2d, nn.Linear)):
             continue
         places = shape[2:] if isinstance(module, nn.Conv2d) else shape[1:-1]
-        total += math.prod(places) * module.weight.numel()
+        total[isinstance(module, nn.Linear)] += math.prod(places) * module.weight.numel()
     return total
 
 

@@ -49,6 +49,7 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, decision: LayerDecision, context
     for made in (mask, weight, bias):
         if made is not None:
             made.stack_trace = node.stack_trace
+            made.meta["layer"] = decision.site
     node.op = "call_function"
     if decision.kind == "Linear":
         node.target = masked_linear

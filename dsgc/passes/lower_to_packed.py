@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 import dsgc.ops  # noqa: F401  defines torch.ops.dsgc
 from dsgc.errors import VerificationError
@@ -23,41 +23,20 @@ from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.context import Context
 from dsgc.passes.forms import Deferred, Form, Selection
 from dsgc.passes.geometry import conv_padding
+from dsgc.passes.mark_layers import belongs_to
 from dsgc.passes.patterns import (
     batch_norm,
     elementwise,
     is_flatten,
+    is_identity_pool,
     module_of,
     pool,
     shape_of,
 )
 from dsgc.passes.readers import any_sparse_reader, is_stem
-from dsgc.select import Selector
+from dsgc.select import PackedSelection, Selector
 
-__all__ = ["PackedSelection", "lower_to_packed"]
-
-
-class PackedSelection(nn.Module):
-    """Calls a selector for the packed form of its selection."""
-
-    def __init__(self, selector: Selector, namespace: str = "dsgc") -> None:
-        super().__init__()
-        self.selector = selector
-        self.namespace = namespace
-
-    def forward(
-        self,
-        x: Tensor,
-        index: Tensor | None,
-        rowptr: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        act: str,
-        size: tuple[int, int, int],
-    ) -> tuple[Tensor, Tensor]:
-        """(index, rowptr) of the selection for the input given as a deferred activation."""
-        namespace = self.namespace
-        return self.selector.packed(x, index, rowptr, scale, shift, act, size, namespace)
+__all__ = ["lower_to_packed"]
 
 
 _AFTER_RELU = {
@@ -69,9 +48,15 @@ _AFTER_RELU = {
 _AFTER_NORM = {"identity": "affine", "relu": "relu_affine"}
 
 
-def lower_to_packed(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
-    """A new graph module, on packed operators of namespace "dsgc"; `gm` stays as it is."""
-    return _Lowering(gm, context).run()
+def lower_to_packed(
+    gm: fx.GraphModule, context: Context, *, expose: bool = False
+) -> fx.GraphModule:
+    """A new graph module, on packed operators of namespace "dsgc"; `gm` stays as it is.
+
+    With `expose` it also returns the dense form of every value of `gm` by name, to find the
+    operator that makes a difference.
+    """
+    return _Lowering(gm, context).run(expose)
 
 
 class _Lowering:
@@ -83,10 +68,16 @@ class _Lowering:
         self.plain: dict[Deferred, fx.Node] = {}
         self.current: fx.Node | None = None
 
-    def run(self) -> fx.GraphModule:
+    def run(self, expose: bool) -> fx.GraphModule:
         for node in self.source.graph.nodes:
             self.current = node
-            self.forms[node] = self.lower(node)
+            if expose and node.op == "output":
+                result = fx.node.map_arg(node.args[0], lambda n: self.dense(self.forms[n]))
+                self.graph.output((result, self.exposed()))
+                continue
+            form = self.forms[node] = self.lower(node)
+            if isinstance(form, Deferred):
+                self.describe(form, node)
         for node in self.graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 self.adopt(str(node.target))
@@ -112,6 +103,24 @@ class _Lowering:
         else:
             setattr(self.result, name, found)
 
+    def describe(self, form: Deferred, node: fx.Node) -> None:
+        """Note on a value what it stands for: the shape of its dense form, and its selection."""
+        meta = form.x.meta
+        for name in ("shape", "dtype"):
+            if name in node.meta:
+                meta.setdefault(name, node.meta[name])
+        if form.selection is not None:
+            meta["selected_by"] = form.selection.index.name
+
+    def exposed(self) -> dict[str, fx.Node]:
+        """The dense form of every value that is no parameter and no mask."""
+        found = {}
+        for node, form in self.forms.items():
+            if node.op != "get_attr" and not isinstance(form, Selection):
+                self.current = node
+                found[node.name] = self.dense(form)
+        return found
+
     # Writing the new graph
 
     def emit(self, op: str, target: Any, args: tuple[Any, ...], suffix: str = "") -> fx.Node:
@@ -123,6 +132,7 @@ class _Lowering:
             node.stack_trace = current.stack_trace
             if not suffix:
                 node.meta = dict(current.meta)
+            node.meta["layer"] = belongs_to(current)
         return node
 
     def operator(self, name: str, *args: Any, suffix: str = "") -> fx.Node:
@@ -140,6 +150,7 @@ class _Lowering:
         if form not in self.plain:
             name = "activate" if form.selection is None else "unpack"
             node = self.operator(name, *form.arguments(), suffix=name)
+            node.meta["layer"] = belongs_to(form.x)  # not to who happens to read it first
             if not form.is_map:
                 node = self.emit("call_method", "reshape", (node, (-1, *form.shape)), "rows")
             self.plain[form] = node
@@ -195,7 +206,7 @@ class _Lowering:
             return self.pooling(node, source, shape)
         if is_flatten(node) and source.size[1:] == (1, 1):
             return replace(source, shape=(source.size[0],))
-        if _is_identity_pool(node):
+        if is_identity_pool(node):
             return source
         return None
 
@@ -376,18 +387,6 @@ def _selects_rows(mask: fx.Node) -> bool:
     """Whether a selector reads rows [..., C] and not maps."""
     decision = mask.meta["selects_for"]
     return bool(decision.kind == "Linear" and decision.geometry.map_size is None)
-
-
-def _is_identity_pool(node: fx.Node) -> bool:
-    """Whether an adaptive pooling leaves maps of this size as they are."""
-    module = module_of(node)
-    kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-    functions = (nn.functional.adaptive_avg_pool2d,)
-    if type(module) not in kinds and node.target not in functions:
-        return False
-    if getattr(module, "return_indices", False):
-        return False
-    return shape_of(node) == shape_of(node.args[0]) and shape_of(node) is not None
 
 
 def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ __all__ = [
     "elementwise",
     "has_hooks",
     "is_flatten",
+    "is_identity_pool",
     "layer_module",
     "module_of",
     "pool",
@@ -186,6 +187,18 @@ def pool(node: fx.Node) -> Pool | None:
         bool(values.get("ceil_mode") or False),
         bool(values.get("count_include_pad", True)),
     )
+
+
+def is_identity_pool(node: fx.Node) -> bool:
+    """Whether an adaptive pooling leaves maps of this size as they are."""
+    module = module_of(node)
+    kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+    functions = (nn.functional.adaptive_avg_pool2d,)
+    if type(module) not in kinds and node.target not in functions:
+        return False
+    if getattr(module, "return_indices", False):
+        return False
+    return shape_of(node) == shape_of(node.args[0]) and shape_of(node) is not None
 
 
 _FLATTENS: set[Any] = {torch.flatten, torch.reshape, "flatten", "reshape", "view"}

@@ -15,6 +15,8 @@ checks beside it) must hold.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +32,14 @@ from dsgc.passes.functionalize import functionalize
 from dsgc.passes.insert_double_mask import insert_double_mask
 from dsgc.passes.insert_selection import insert_selection
 from dsgc.passes.lower_to_packed import lower_to_packed
+from dsgc.passes.mark_layers import mark_layers
 from dsgc.passes.prefer_channels_last import prefer_channels_last
 from dsgc.passes.share_pool_masks import share_pool_masks
 from dsgc.passes.verify import (
     Check,
     every_layer_decided,
     everything_lowered,
+    layers_marked,
     masks_are_double,
     one_namespace,
     selections_inserted,
@@ -43,7 +47,19 @@ from dsgc.passes.verify import (
     verify,
 )
 
-__all__ = ["ANALYSIS", "LOWERING", "PREPARATION", "SEMANTIC", "Pass", "run_passes"]
+__all__ = [
+    "ANALYSIS",
+    "LOWERING",
+    "PREPARATION",
+    "SEMANTIC",
+    "Observer",
+    "Pass",
+    "run_passes",
+    "write_to",
+]
+
+Observer = Callable[[str, fx.GraphModule], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,7 @@ PREPARATION = (Pass(functionalize),)
 ANALYSIS = (
     Pass(choose_layers, before=(shapes_known,), after=(every_layer_decided,)),
     Pass(share_pool_masks, before=(every_layer_decided,)),
+    Pass(mark_layers, before=(every_layer_decided,), after=(layers_marked,)),
 )
 SEMANTIC = (
     Pass(prefer_channels_last, before=(shapes_known,)),
@@ -81,21 +98,36 @@ LOWERING = (
 
 
 def run_passes(
-    gm: fx.GraphModule, context: Context, passes: tuple[Pass, ...], dump: Path | None = None
+    gm: fx.GraphModule,
+    context: Context,
+    passes: tuple[Pass, ...],
+    observe: Observer | None = None,
 ) -> fx.GraphModule:
     """Run `passes` over `gm`, verifying between them.
 
-    With `dump`, a directory, the graph after every pass is written there as text.
+    `observe` gets the name of every pass and the graph after it, which the next pass may change.
 
     Raises:
         VerificationError: a pass broke its promise.
     """
     for one in passes:
+        begun = time.perf_counter()
         verify(f"before {one.name}", gm, context, one.before)
         gm = one.run(gm, context)
         verify(one.name, gm, context, one.after)
-        if dump is not None:
-            dump.mkdir(parents=True, exist_ok=True)
-            count = len(list(dump.glob("*.txt")))
-            (dump / f"{count:03d}_{one.name}.txt").write_text(f"{gm.graph}\n\n{gm.code}")
+        spent = 1e3 * (time.perf_counter() - begun)
+        _log.info("pass %s: %d nodes, %.1f ms", one.name, len(gm.graph.nodes), spent)
+        if observe is not None:
+            observe(one.name, gm)
     return gm
+
+
+def write_to(folder: Path) -> Observer:
+    """Writes the graph after every pass to a numbered text file in `folder`."""
+
+    def write(name: str, gm: fx.GraphModule) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        count = len(list(folder.glob("*.txt")))
+        (folder / f"{count:03d}_{name}.txt").write_text(f"{gm.graph}\n\n{gm.code}")
+
+    return write

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dsgc.errors import InputError
 
-__all__ = ["eval_mode", "propagate_shapes"]
+__all__ = ["eval_mode", "fake_inputs", "propagate_shapes"]
 
 
 class _Recorder(fx.Interpreter):
@@ -43,6 +43,23 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def fake_inputs(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors with the shapes, dtypes and devices of `inputs` and no data; fake ones as they are.
+
+    All come of one mode, in which models with real parameters may run.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return [
+        tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor) for tensor in inputs
+    ]
+
+
+def _mode_of(inputs: Sequence[torch.Tensor]) -> AbstractContextManager[object]:
+    """The mode that fake inputs need; nothing for real ones."""
+    fake = next((tensor for tensor in inputs if isinstance(tensor, FakeTensor)), None)
+    return nullcontext() if fake is None else fake.fake_mode
+
+
 @contextmanager
 def _failing_quietly() -> Iterator[None]:
     """Keep torch from logging a traceback for an operator that rejects fake tensors."""
@@ -56,12 +73,16 @@ def _failing_quietly() -> Iterator[None]:
 
 
 def propagate_shapes(
-    gm: fx.GraphModule, inputs: Sequence[torch.Tensor], model: nn.Module, *, real: bool = False
+    gm: fx.GraphModule,
+    inputs: Sequence[torch.Tensor],
+    model: nn.Module,
+    *,
+    instead: Sequence[torch.Tensor] | None = None,
 ) -> Any:
     """Write `shape` and `dtype` into `node.meta` for a call with `inputs`; returns the result.
 
-    Fake tensors cost nothing; a dense leaf whose code depends on data needs real ones, which is
-    tried second. With `real` the graph runs on `inputs` themselves.
+    Fake tensors (see `fake_inputs`) cost nothing; a dense leaf whose code depends on data needs
+    real ones, so a second attempt is made with those in `instead`.
 
     Raises:
         InputError: the model does not accept inputs of these shapes.
@@ -69,16 +90,17 @@ def propagate_shapes(
     recorder = _Recorder(gm)
     recorder.extra_traceback = False
     with eval_mode(model):
-        if not real:
+        if instead is not None:
             try:
-                with _failing_quietly(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                    fakes = [mode.from_tensor(tensor) for tensor in inputs]
-                    return recorder.run(*fakes)
+                with _failing_quietly(), _mode_of(inputs):
+                    return recorder.run(*inputs)
             except Exception:  # any code of the user may fail on fake tensors: real ones decide
                 recorder = _Recorder(gm)
                 recorder.extra_traceback = False
+                inputs = instead
         try:
-            return recorder.run(*inputs)
+            with _mode_of(inputs):
+                return recorder.run(*inputs)
         except Exception as error:
             shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs)
             raise InputError(

@@ -20,6 +20,7 @@ __all__ = [
     "Check",
     "every_layer_decided",
     "everything_lowered",
+    "layers_marked",
     "masks_are_double",
     "one_namespace",
     "selections_inserted",
@@ -53,6 +54,15 @@ def every_layer_decided(gm: fx.GraphModule, context: Context) -> str | None:
     for node in gm.graph.nodes:
         if is_layer(node) and not getattr(node.meta.get("decision"), "reason", ""):
             return f"no decision about {node.name}"
+    return None
+
+
+def layers_marked(gm: fx.GraphModule, context: Context) -> str | None:
+    """Every node belongs to a layer that was decided about, or comes before the first one."""
+    for node in gm.graph.nodes:
+        layer = node.meta.get("layer")
+        if layer is None or (layer and layer not in context.decisions):
+            return f"{node.name} belongs to {layer}, which is no layer"
     return None
 
 

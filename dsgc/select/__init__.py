@@ -1,5 +1,6 @@
 """Selectors: which blocks of a layer's output are worth computing, for each input."""
 
+from dsgc.select.packed_selection import PackedSelection
 from dsgc.select.projection import (
     leading_projection,
     project_weight,
@@ -10,6 +11,7 @@ from dsgc.select.projection import (
 from dsgc.select.selector import Selector
 
 __all__ = [
+    "PackedSelection",
     "Selector",
     "leading_projection",
     "project_weight",

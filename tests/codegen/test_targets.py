@@ -1,5 +1,6 @@
 """The same templates for every CPU: what the machine code holds, and objects for other CPUs."""
 
+import dataclasses
 import platform
 import re
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dsgc.codegen.cpu.convolution_backward import conv2d_backward
 from dsgc.codegen.cpu.selection import drs_scores
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import NAMED_TARGETS, host_target, named_target
+from dsgc.errors import ConfigError
 from dsgc.ops import mask_to_selection
 
 FAMILIES: dict[str, Callable[[], Family]] = {
@@ -82,6 +84,15 @@ def test_the_host_is_known_by_its_features() -> None:
     target = host_target()
     assert dict(target.options)["mcpu"] not in ("", "generic", "native")
     assert target.tvm().kind.name == "llvm"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lanes": 32}, {"members": 0}, {"score_members": 3}, {"score_columns": 48}], ids=str
+)
+def test_a_target_that_kernels_cannot_be_cut_to_is_refused(wrong: dict[str, int]) -> None:
+    (field,) = wrong
+    with pytest.raises(ConfigError, match=field):
+        dataclasses.replace(named_target("avx2"), **wrong)  # type: ignore[arg-type]
 
 
 def test_an_unknown_target_is_refused() -> None:

@@ -10,7 +10,15 @@ from torch import fx, nn
 
 import dsgc
 from dsgc.passes.context import Context
-from dsgc.passes.pipeline import ANALYSIS, LOWERING, PREPARATION, SEMANTIC, Pass, run_passes
+from dsgc.passes.pipeline import (
+    ANALYSIS,
+    LOWERING,
+    PREPARATION,
+    SEMANTIC,
+    Pass,
+    run_passes,
+    write_to,
+)
 from dsgc.passes.verify import every_layer_decided, shapes_known
 from tests.passes.agreement import compiled
 
@@ -54,7 +62,7 @@ def test_malformed_graph_is_found() -> None:
 
 def test_graphs_are_written_after_every_pass(tmp_path: Path) -> None:
     gm, context = traced(nn.Sequential(nn.Linear(2, 2), nn.Identity()))
-    run_passes(gm, context, PREPARATION, tmp_path)
+    run_passes(gm, context, PREPARATION, write_to(tmp_path))
     (file,) = tmp_path.iterdir()
     assert file.name == "000_functionalize.txt"
     assert "def forward" in file.read_text()

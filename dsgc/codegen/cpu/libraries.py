@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, MutableMapping
 from math import prod
@@ -23,6 +25,7 @@ from dsgc.errors import KernelError
 
 __all__ = ["Libraries", "is_dense"]
 
+_log = logging.getLogger(__name__)
 Kernel = Callable[..., None]
 _POOLED_BYTES = 1 << 20
 _RECALLED = 3
@@ -61,7 +64,10 @@ class Libraries:
         kernel = self._kernels.get((family.name, name))
         if kernel is None:
             with self._lock:
+                begun = time.perf_counter()
                 kernel = self._kernels[family.name, name] = self._module(family)[name]
+                spent = 1e3 * (time.perf_counter() - begun)
+                _log.info("kernel %s of %s: %.1f ms to have it", name, family.name, spent)
         return kernel
 
     def _module(self, family: Family) -> Any:
