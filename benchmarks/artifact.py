@@ -24,11 +24,11 @@ from torch import nn
 import dsgc
 import dsgc_runtime
 from dsgc import zoo
-from dsgc.bench.files import check_place, write_json
 from dsgc.bench.machine import describe_machine
 from dsgc.bench.runner import use_threads
 from dsgc.bench.session import wide_console
 from dsgc.errors import DsgcError
+from dsgc.files import check_place, write_json
 from dsgc.measure import Timing, channels_last, comparison_table, format_ratio, interleaved
 
 __all__ = ["main", "measure"]

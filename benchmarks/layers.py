@@ -23,12 +23,12 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from torch import Tensor
 
-from dsgc.bench.files import check_place, write_json
 from dsgc.bench.machine import describe_machine
 from dsgc.bench.runner import use_threads
 from dsgc.bench.session import wide_console
 from dsgc.config import SparsityConfig
 from dsgc.errors import DsgcError
+from dsgc.files import check_place, write_json
 from dsgc.measure import Timing, comparison_table, format_ratio, interleaved
 from dsgc.select.projection import (
     leading_projection,

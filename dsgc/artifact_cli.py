@@ -1,4 +1,4 @@
-"""The commands that write, run and look at artifacts, and `dsgc doctor`."""
+"""The commands that write and run artifacts, and `dsgc doctor`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     from dsgc_runtime import Model
 
 __all__ = [
+    "AsJson",
     "BlockOption",
+    "CheckpointOption",
     "ClassesOption",
     "ImageSizeOption",
     "InputShapeOption",
     "WidthOption",
     "bench_artifact",
     "doctor",
+    "errors_in_words",
     "export",
-    "inspect",
+    "load_checkpoint",
     "run",
     "say_error",
     "shape_of",
@@ -45,7 +48,10 @@ InputShapeOption = Annotated[
 ]
 ClassesOption = Annotated[int | None, typer.Option(min=1, help="Outputs of the model.")]
 BlockOption = Annotated[int | None, typer.Option(help="Channels selected together.")]
-_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="A state_dict, or a dict with one as 'model'.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="What `dsgc export` wrote.")]
 
 
@@ -55,7 +61,7 @@ def say_error(error: Exception) -> None:
 
 
 @contextmanager
-def _errors_in_words() -> Iterator[None]:
+def errors_in_words() -> Iterator[None]:
     """Exit with 2 for a wrong setting and with 1 for what fails, and say why."""
     from dsgc.errors import ConfigError, DsgcError
     from dsgc_runtime import ArtifactError, InputError
@@ -93,9 +99,7 @@ def export(
     out: Annotated[
         Path, typer.Argument(help="The file to write, usually *.dsgc; *.onnx makes an ONNX file.")
     ],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="A state_dict, or a dict with one as 'model'.")
-    ] = None,
+    checkpoint: CheckpointOption = None,
     sparsity: Annotated[float, typer.Option(help="Fraction of neurons left out.")] = 0.8,
     batch: Annotated[int, typer.Option(min=1, help="Samples to choose kernels for.")] = 64,
     fixed_batch: Annotated[bool, typer.Option(help="Take this batch size only.")] = False,
@@ -110,7 +114,7 @@ def export(
     block: BlockOption = None,
 ) -> None:
     """Write a trained model as one file that runs without torch and TVM."""
-    with _errors_in_words():
+    with errors_in_words():
         import dsgc
         from dsgc.bench.workload import Workload
 
@@ -120,7 +124,7 @@ def export(
         sparse = dsgc.compile(base.build(), config=base.config())
         inputs, _ = base.data()
         if checkpoint is not None:
-            _load_checkpoint(sparse, checkpoint)
+            load_checkpoint(sparse, checkpoint)
         console = Console(stderr=True)
         with console.status(f"compiling {base.label}"):
             if out.suffix == ".onnx":
@@ -130,7 +134,7 @@ def export(
         console.print(f"{escape(str(out))}: {out.stat().st_size / 1e6:.1f} MB", highlight=False)
 
 
-def _load_checkpoint(sparse: Any, place: Path) -> None:
+def load_checkpoint(sparse: Any, place: Path) -> None:
     import pickle
 
     import torch
@@ -153,7 +157,7 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="By default all cores.")] = None,
 ) -> None:
     """Run an artifact on arrays."""
-    with _errors_in_words():
+    with errors_in_words():
         import numpy as np
 
         import dsgc_runtime
@@ -187,70 +191,11 @@ def _array(place: Path) -> Any:
         raise InputError(f"{place} is not an .npy file of numbers") from error
 
 
-def inspect(
-    artifact: _Artifact,
-    graph: Annotated[bool, typer.Option(help="Print the lowered graph as well.")] = False,
-    as_json: _AsJson = False,
-) -> None:
-    """Say what an artifact holds; nothing of it is run."""
-    with _errors_in_words():
-        from dsgc_runtime.archive import open_archive
-
-        archive = open_archive(artifact)
-        about = _about(archive.manifest, artifact)
-        if as_json:
-            print(json.dumps(about, indent=2))
-            return
-        console = Console()
-        console.print(
-            f"format {about['format']}, written by dsgc {about['dsgc']} for {about['target']} "
-            f"({about['machine']}), {about['bytes'] / 1e6:.1f} MB",
-            highlight=False,
-        )
-        for kind in ("inputs", "outputs"):
-            for port in about[kind]:
-                console.print(f"{kind[:-1]} {port}", highlight=False, markup=False)
-        console.print(_layer_table(about["layers"]))
-        if graph:
-            console.print(archive.graph, highlight=False, markup=False)
-
-
-def _about(manifest: Any, place: Path) -> dict[str, Any]:
-    from dsgc_runtime.manifest import FORMAT
-
-    def text(port: Any) -> str:
-        shape = ", ".join(str(extent) for extent in port.view.shape)
-        return f"{port.name}: {port.view.dtype} [{shape}]"
-
-    return {
-        "format": FORMAT,
-        "dsgc": manifest.dsgc,
-        "target": manifest.target,
-        "machine": manifest.machine,
-        "features": list(manifest.features),
-        "dynamic_batch": manifest.dynamic,
-        "bytes": place.stat().st_size,
-        "inputs": [text(port) for port in manifest.inputs],
-        "outputs": [text(port) for port in manifest.outputs],
-        "kernel_calls": len(manifest.program),
-        "layers": [vars(layer) for layer in manifest.layers],
-    }
-
-
-def _layer_table(layers: list[dict[str, Any]]) -> Table:
-    table = Table("layer", "sparsity", "dense multiply-adds", "why", box=None)
-    for layer in layers:
-        sparsity = f"{layer['sparsity']:.0%}" if layer["sparse"] else "dense"
-        macs = f"{layer['multiply_adds']:,}"
-        table.add_row(escape(layer["name"]), sparsity, macs, escape(layer["reason"]))
-    return table
-
-
 def bench_artifact(
     place: Path, batches: list[int], threads: list[int], rounds: int, as_json: Path | None
 ) -> None:
     """`dsgc bench` of an artifact: the time of a call, and where it goes."""
-    with _errors_in_words():
+    with errors_in_words():
         import numpy as np
 
         import dsgc_runtime
@@ -268,7 +213,7 @@ def bench_artifact(
             inputs = [generator.standard_normal(shape, np.float32) for shape in shapes]
             rows.append(_timed(model, inputs, batch, count, rounds))
         if as_json is not None:
-            from dsgc.bench.files import write_json
+            from dsgc.files import write_json
 
             write_json(as_json, rows)
         console = Console()
@@ -308,7 +253,7 @@ def _timing_table(row: dict[str, Any]) -> Table:
     return table
 
 
-def doctor(as_json: _AsJson = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check what dsgc needs; exits with 1 if something is missing."""
     from dsgc.doctor import examine
 

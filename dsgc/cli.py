@@ -21,11 +21,11 @@ from dsgc.artifact_cli import (
     bench_artifact,
     doctor,
     export,
-    inspect,
     run,
     say_error,
     shape_of,
 )
+from dsgc.inspect_cli import explain, inspect
 
 if TYPE_CHECKING:
     from dsgc.bench.workload import Workload
@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (export, run, inspect, doctor):
+for _command in (explain, inspect, export, run, doctor):
     app.command()(_command)
 
 

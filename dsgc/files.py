@@ -9,14 +9,18 @@ from pathlib import Path
 
 from dsgc.errors import ConfigError
 
-__all__ = ["check_place", "write_json", "write_whole"]
+__all__ = ["check_place", "write_json", "write_text", "write_whole"]
 
 
 def check_place(path: Path) -> None:
-    """Raise ConfigError if `path` cannot be written: better now than after an hour of measuring."""
+    """Raise ConfigError if `path` cannot be written: better now than after hours of work."""
     folder = path.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
-        raise ConfigError(f"{path} cannot be written: {folder} must be a directory to write to")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(
+            f"{path} cannot be written: {folder} is not a directory to write to", "path"
+        )
+    if path.is_dir():
+        raise ConfigError(f"{path} cannot be written: it is a directory", "path")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -39,5 +43,13 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    text = json.dumps(content, indent=2) + "\n"
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8, all of it or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     write_whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))

@@ -3,6 +3,7 @@
     python examples/cifar10.py DATA --network vgg8 --sparsity 0.8 --epochs 20 --out runs/vgg8-80
     python examples/cifar10.py DATA --network vgg8 --sparsity 0 --epochs 20 --out runs/vgg8
     python examples/cifar10_plots.py runs/vgg8 runs/vgg8-80 --out runs/vgg8.png
+    dsgc inspect vgg8 --firings runs/vgg8-80/firings.safetensors --html runs/vgg8.html
 
 A run that is stopped goes on where it was when it is started again with the same options. On the
 CPU sparse networks run on packed kernels; elsewhere on the reference backend, which masks dense
@@ -24,14 +25,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cifar10_data import Cifar10, DataError, batches, load, normalized
+from cifar10_data import CLASSES, Cifar10, DataError, batches, load, normalized
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 import dsgc
 from dsgc import zoo
-from dsgc.bench.files import write_json, write_whole
+from dsgc.files import write_json, write_whole
+from dsgc.inspect.load import BlockLoad
 from dsgc.measure import channels_last
 from dsgc.multiply_adds import count_multiply_adds
 
@@ -99,6 +101,8 @@ class Run:
         )
         self.epochs: list[Epoch] = []
         self.seconds = 0.0
+        if isinstance(self.model, dsgc.SparseModule):
+            self.recorder = dsgc.FiringRecorder(self.model, CLASSES)
 
     def _compiled(self, model: nn.Module) -> nn.Module:
         options = self.options
@@ -182,14 +186,15 @@ class Run:
         if not isinstance(self.model, dsgc.SparseModule):
             return {}
         images = normalized(self.data.test_images[:_LOOKED_AT], self.device)
+        self.recorder.observe(images, labels=self.data.test_labels[:_LOOKED_AT])
         found = {}
-        for name, mask in self.model.selections(images).items():
-            load = mask.float().mean((0, 2, 3))
+        for name, layer in self.recorder.layers.items():
+            load = BlockLoad(tuple(layer.over_training[-1]))
             found[name] = {
-                "sparsity": 1 - float(load.mean()),
-                "busiest": float(load.max() / load.mean().clamp(min=1e-9)),
-                "dead": int((load == 0).sum()),
-                "blocks": len(load),
+                "sparsity": load.sparsity,
+                "busiest": load.busiest,
+                "dead": len(load.dead),
+                "blocks": len(load.shares),
             }
         return found
 
@@ -299,6 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if (out / "checkpoint.pt").exists():
             run.resume(out / "checkpoint.pt")
+            if options.sparsity and (out / "firings.safetensors").exists():
+                run.recorder.restore(out / "firings.safetensors")
     except (DataError, dsgc.DsgcError, ValueError, OSError) as error:
         parser.error(str(error))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -309,6 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 done = run.epoch(progress)
                 run.save(out / "checkpoint.pt")
                 run.write(out / "results.json")
+                if done.layers:
+                    run.recorder.save(out / "firings.safetensors")
                 console.print(_line(done))
     except (RuntimeError, dsgc.DsgcError) as error:
         sys.exit(f"error: {error}")

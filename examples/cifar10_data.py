@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Cifar10", "DataError", "batches", "load", "normalized"]
+__all__ = ["CLASSES", "Cifar10", "DataError", "batches", "load", "normalized"]
+
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 
 SIZE = 32
 _BYTES = 3 * SIZE * SIZE

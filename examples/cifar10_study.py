@@ -34,7 +34,7 @@ from typing import Any
 
 from cifar10_plots import draw
 
-from dsgc.bench.files import write_json
+from dsgc.files import write_json
 
 __all__ = ["main", "read_study", "table"]
 

@@ -21,7 +21,6 @@ from benchmarks import run as benchmarks
 from benchmarks.workloads import WORKLOADS
 from dsgc import zoo
 from dsgc.bench import peak, sides
-from dsgc.bench.files import write_whole
 from dsgc.bench.machine import describe_machine
 from dsgc.bench.peak import Peak, machine_peak
 from dsgc.bench.peak_memory import process_peak
@@ -34,6 +33,7 @@ from dsgc.bench.sides import COMPILED, DSGC, EAGER, ONNXRUNTIME, TITLES
 from dsgc.bench.workload import Workload
 from dsgc.cli import app
 from dsgc.errors import ConfigError, DsgcError, KernelError
+from dsgc.files import write_whole
 from dsgc.multiply_adds import MultiplyAdds
 
 SMALL = ["--batch", "4", "--width", "0.25", "--image-size", "16", "--threads", "1"]

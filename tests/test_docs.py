@@ -21,7 +21,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("how-dsgc-reads-your-model", "write-a-pass", "add-an-operator", "add-a-target")
+PAGES = (
+    "how-dsgc-reads-your-model",
+    "inspect",
+    "write-a-pass",
+    "add-an-operator",
+    "add-a-target",
+)
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from dsgc.bench.files import check_place, write_whole
 from dsgc.bench.report import format_threads
 from dsgc.bench.results import Row
 from dsgc.errors import ConfigError, MissingPackageError
+from dsgc.files import check_place, write_whole
 
 __all__ = ["check_plot", "draw_ratios"]
 

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from dsgc.bench.files import check_place, write_json
 from dsgc.bench.machine import describe_machine
 from dsgc.bench.plot import check_plot, draw_ratios
 from dsgc.bench.report import tables, verdicts
 from dsgc.bench.results import Row
 from dsgc.bench.runner import Options, measure
 from dsgc.bench.workload import Workload
+from dsgc.files import check_place, write_json
 
 __all__ = ["run_bench", "wide_console"]
 

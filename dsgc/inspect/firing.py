@@ -138,6 +138,18 @@ class FiringRecorder:
         header = {"firings": _FORMAT, "classes": json.dumps(self.classes), "is": json.dumps(about)}
         save_file(tensors, Path(path), metadata=header)
 
+    def restore(self, path: str | Path) -> None:
+        """Go on with what an earlier recorder of the same classes saved.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InputError: it is something else, or of other classes.
+        """
+        layers, classes, counts = _read(path)
+        if classes != self.classes:
+            raise InputError(f"{path} is of the classes {classes}, not of {self.classes}")
+        self.layers, self._counts = layers, counts
+
 
 def load_firings(path: str | Path) -> dict[str, tuple[PageFiring, ...]]:
     """The pictures in a file that `FiringRecorder.save` wrote.
@@ -146,6 +158,10 @@ def load_firings(path: str | Path) -> dict[str, tuple[PageFiring, ...]]:
         FileNotFoundError: there is none.
         InputError: it is something else.
     """
+    return _pictures(*_read(path))
+
+
+def _read(path: str | Path) -> tuple[dict[str, LayerFirings], tuple[str, ...], Tensor]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -167,7 +183,7 @@ def load_firings(path: str | Path) -> dict[str, tuple[PageFiring, ...]]:
                 for site, one in about.items()
             }
             classes = tuple(json.loads(header["classes"]))
-            return _pictures(layers, classes, file.get_tensor("class counts"))
+            return layers, classes, file.get_tensor("class counts")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise

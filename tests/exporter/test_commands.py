@@ -80,7 +80,7 @@ def test_wrong_arrays_are_named(artifact: tuple[SparseModule, Path], tmp_path: P
 
 
 def test_inspect_shows_every_layer(artifact: tuple[SparseModule, Path]) -> None:
-    done = CliRunner().invoke(app, ["inspect", str(artifact[1]), "--graph"])
+    done = CliRunner().invoke(app, ["inspect", str(artifact[1]), "--graph", "lowered"])
     assert done.exit_code == 0, done.output
     for text in ("input: float32 [batch, 3, 12, 12]", "0.3", "75%", "conv2d"):
         assert text in done.stdout

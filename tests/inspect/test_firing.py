@@ -56,6 +56,13 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     recorder.observe(X * 2, labels=LABELS)
     recorder.save(tmp_path / "run.firings")
     assert load_firings(tmp_path / "run.firings") == recorder.pictures()
+    again = dsgc.FiringRecorder(recorder.sparse, CLASSES)
+    again.restore(tmp_path / "run.firings")
+    again.observe(X)
+    assert again.layers["first"].samples == 12
+    assert len(again.layers["first"].steps) == 3
+    with pytest.raises(dsgc.InputError, match="is of the classes"):
+        dsgc.FiringRecorder(recorder.sparse).restore(tmp_path / "run.firings")
 
 
 def test_mistakes(tmp_path: Path) -> None:

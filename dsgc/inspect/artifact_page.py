@@ -1,0 +1,139 @@
+"""Fills an inspection page from an artifact: the calls of its program, and what flows between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dsgc.config import BLOCKS
+from dsgc.errors import ConfigError, KernelError
+from dsgc.inspect.page_data import (
+    Kind,
+    PageData,
+    PageEdge,
+    PageLayer,
+    PageNode,
+    PageSource,
+    PageStage,
+)
+from dsgc.measure import format_count
+from dsgc_runtime.archive import Archive
+from dsgc_runtime.manifest import Call, Manifest, Read, View, views_of
+
+__all__ = ["page_of_artifact"]
+
+_LANGUAGES = {"tvmscript": "TVMScript", "asm": "assembly"}
+_SEARCH = ("rank_", "round_", "project_", "search", "scores", "lists", "row_pointers", "equal_rows")
+
+
+def page_of_artifact(archive: Archive, place: Path) -> PageData:
+    """Everything an inspection page shows about an artifact; nothing of it is run.
+
+    Sources are those that this version of dsgc generates for the artifact's target; there are none
+    where that is not known here.
+    """
+    manifest = archive.manifest
+    kernels: dict[str, dict[str, None]] = {}
+    for step in manifest.program:
+        if isinstance(step, Call):
+            kernels.setdefault(step.layer, {})[step.kernel] = None
+    layers = tuple(
+        PageLayer(
+            layer.name,
+            layer.sparse,
+            {
+                "layer": layer.name,
+                "decision": "sparse" if layer.sparse else "dense",
+                "sparsity": f"{layer.sparsity:.1%}" if layer.sparse else "",
+                "dense multiply-adds": format_count(layer.multiply_adds),
+                "why": layer.reason,
+            },
+            tuple(kernels.get(layer.name, ())),
+        )
+        for layer in manifest.layers
+    )
+    program = PageStage("program", *_drawn(manifest), note="The kernel calls of the artifact.")
+    lowered = PageStage("graph", (), (), archive.graph, note="The lowered graph, as text only.")
+    return PageData(
+        title=place.name,
+        facts={
+            "written by dsgc": manifest.dsgc,
+            "target": f"{manifest.target} ({manifest.machine})",
+            "batch": "any" if manifest.dynamic else str(manifest.example),
+            "kernel calls": str(len(manifest.program)),
+            "bytes": format_count(place.stat().st_size),
+        },
+        stages=(lowered, program),
+        layers=layers,
+        sources=_sources(sorted({name for names in kernels.values() for name in names})),
+    )
+
+
+def _drawn(manifest: Manifest) -> tuple[tuple[PageNode, ...], tuple[PageEdge, ...]]:
+    """A node a call; an edge from the call that first touches a buffer to all that do later."""
+    sparse = {layer.name for layer in manifest.layers if layer.sparse}
+    maker: dict[int, str] = {}
+    nodes: list[PageNode] = []
+    edges: dict[PageEdge, None] = {}
+    for port in manifest.inputs:
+        nodes.append(PageNode(port.name, "input", "input", shape=None, dtype=port.view.dtype))
+        maker[_number(port.view)] = port.name
+    for number, step in enumerate(manifest.program):
+        name = f"{number:03d}"
+        nodes.append(_node(name, step, sparse))
+        for view in views_of(step):
+            if isinstance(view.storage, str):
+                continue
+            source = maker.setdefault(view.storage, name)
+            if source != name:
+                packed = step.layer in sparse and _is_packed(view)
+                edges[PageEdge(source, name, packed, view.dtype != "float32")] = None
+    for port in manifest.outputs:
+        nodes.append(PageNode(port.name, "output", "output", dtype=port.view.dtype))
+        edges[PageEdge(maker[_number(port.view)], port.name)] = None
+    return tuple(nodes), tuple(edges)
+
+
+def _node(name: str, step: Call | Read, sparse: set[str]) -> PageNode:
+    label = step.kernel if isinstance(step, Call) else f"read {step.name}"
+    facts = dict(_arguments(step))
+    kind: Kind = "other"
+    if isinstance(step, Read) or any(part in label for part in _SEARCH):
+        kind = "selection"
+    elif "conv" in label or "rows_dense" in label or "stem" in label:
+        kind = "sparse" if step.layer in sparse else "dense"
+    return PageNode(name, label, kind, step.layer, facts=facts)
+
+
+def _arguments(step: Call | Read) -> Iterator[tuple[str, str]]:
+    for i, view in enumerate(views_of(step)):
+        shape = ", ".join(_text(extent) for extent in view.shape)
+        where = f"buffer {view.storage}" if isinstance(view.storage, int) else view.storage
+        yield f"tensor {i}", f"{where}: {view.dtype}[{shape}]"
+
+
+def _text(size: object) -> str:
+    if isinstance(size, tuple):
+        return f"({_text(size[1])} {size[0]} {_text(size[2])})"
+    return str(size)
+
+
+def _is_packed(view: View) -> bool:
+    return view.dtype == "float32" and len(view.shape) == 2 and view.shape[1] in BLOCKS
+
+
+def _number(view: View) -> int:
+    return int(view.storage)
+
+
+def _sources(kernels: list[str]) -> tuple[PageSource, ...]:
+    from dsgc.codegen.sources import kernel_source
+
+    found: list[PageSource] = []
+    for kernel in kernels:
+        for language, title in _LANGUAGES.items():
+            try:
+                found.append(PageSource(kernel, title, kernel_source(kernel, language)))
+            except (ConfigError, KernelError):
+                break  # written by another version, or TVM is not here
+    return tuple(found)
