@@ -42,8 +42,6 @@ def page_of_artifact(archive: Archive, place: Path) -> PageData:
             layer.name,
             layer.sparse,
             {
-                "layer": layer.name,
-                "decision": "sparse" if layer.sparse else "dense",
                 "sparsity": f"{layer.sparsity:.1%}" if layer.sparse else "",
                 "dense multiply-adds": format_count(layer.multiply_adds),
                 "why": layer.reason,
@@ -70,9 +68,13 @@ def page_of_artifact(archive: Archive, place: Path) -> PageData:
 
 
 def _drawn(manifest: Manifest) -> tuple[tuple[PageNode, ...], tuple[PageEdge, ...]]:
-    """A node a call; an edge from the call that first touches a buffer to all that do later."""
+    """A node a call; an edge from the call that wrote a buffer last to all that read it.
+
+    A call writes what nobody wrote before it, and the last of its buffers.
+    """
     sparse = {layer.name for layer in manifest.layers if layer.sparse}
     maker: dict[int, str] = {}
+    values: set[str] = set()  # calls that make no part of a selection
     nodes: list[PageNode] = []
     edges: dict[PageEdge, None] = {}
     for port in manifest.inputs:
@@ -86,8 +88,13 @@ def _drawn(manifest: Manifest) -> tuple[tuple[PageNode, ...], tuple[PageEdge, ..
                 continue
             source = maker.setdefault(view.storage, name)
             if source != name:
-                packed = step.layer in sparse and _is_packed(view)
+                packed = source in values and step.layer in sparse and _is_packed(view)
                 edges[PageEdge(source, name, packed, view.dtype != "float32")] = None
+        touched = [v.storage for v in views_of(step) if isinstance(v.storage, int)]
+        if touched and isinstance(step, Call):
+            maker[touched[-1]] = name
+        if nodes[-1].kind != "selection":
+            values.add(name)
     for port in manifest.outputs:
         nodes.append(PageNode(port.name, "output", "output", dtype=port.view.dtype))
         edges[PageEdge(maker[_number(port.view)], port.name)] = None

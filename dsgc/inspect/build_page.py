@@ -50,7 +50,7 @@ def page_of(
         PageLayer(
             site,
             decision.sparse,
-            {**rows.get(site, {"layer": site}), "why": decision.reason},
+            {**_without_name(rows.get(site, {})), "why": decision.reason},
             kernels.get(site, ()),
             (firings or {}).get(site, ()),
         )
@@ -65,9 +65,12 @@ def page_of(
     )
 
 
+def _without_name(row: dict[str, str]) -> dict[str, str]:
+    """A row without what the page shows anyway."""
+    return {name: text for name, text in row.items() if name not in ("layer", "decision")}
+
+
 def _facts(sparse: SparseModule, table: LayerTable) -> dict[str, str]:
-    decisions = sparse.decisions.values()
-    count = sum(decision.sparse for decision in decisions)
     totals = {
         f"total {column.name}": total
         for column, total in zip(table.columns, table.totals, strict=False)
@@ -75,7 +78,6 @@ def _facts(sparse: SparseModule, table: LayerTable) -> dict[str, str]:
     }
     return {
         "sparsity asked": f"{sparse.config.sparsity:g}",
-        "sparse layers": f"{count} of {len(decisions)}",
         **totals,
         "backend": sparse.backend,
         "dsgc": _version(),
@@ -117,10 +119,11 @@ def _note(name: str) -> str:
 
 
 def _nodes(view: GraphView) -> tuple[PageNode, ...]:
-    return tuple(_node(facts) for facts in view.facts.values())
+    layers = {facts.name: facts.layer for facts in view.facts.values()}
+    return tuple(_node(facts, layers.get(facts.mask, "")) for facts in view.facts.values())
 
 
-def _node(facts: NodeFacts) -> PageNode:
+def _node(facts: NodeFacts, mask_group: str) -> PageNode:
     said: dict[str, str] = {}
     if facts.mask:
         said["selection"] = facts.mask
@@ -133,7 +136,7 @@ def _node(facts: NodeFacts) -> PageNode:
         facts.kind,
         facts.layer,
         facts.packed,
-        facts.mask,
+        mask_group,
         facts.shape,
         facts.dtype,
         facts.where,

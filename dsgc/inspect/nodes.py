@@ -15,7 +15,6 @@ from dsgc.ops.normalization import MaskedBatchNorm, PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.choose_layers import is_layer
 from dsgc.passes.insert_double_mask import mask_before
-from dsgc.passes.mark_layers import belongs_to
 from dsgc.passes.patterns import batch_norm, module_of, shape_of
 from dsgc.select import PackedSelection, Selector
 from dsgc.trace import user_line
@@ -59,16 +58,20 @@ class NodeFacts:
 def facts_of(graph: fx.Graph) -> dict[fx.Node, NodeFacts]:
     """The facts about every node of a graph after any pass."""
     densities = _densities(graph)
+    layers: dict[fx.Node, str] = {}
     found: dict[fx.Node, NodeFacts] = {}
     for node in graph.nodes:
+        first = next(iter(node.all_input_nodes), None)
+        inherited = "" if first is None else layers[first]
+        layers[node] = str(node.meta.get("layer", inherited))
         mask, packed = _mask(node)
         kind = _kind(node)
         dtype = node.meta.get("dtype")
         found[node] = NodeFacts(
             node.name,
-            label_of(node) if node.op not in ("placeholder", "output") else node.op,
+            {"placeholder": "input", "output": "output"}.get(node.op) or label_of(node),
             kind,
-            belongs_to(node),
+            layers[node],
             shape_of(node),
             str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else "",
             mask,

@@ -28,6 +28,9 @@ def mark_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
 
 def belongs_to(node: fx.Node) -> str:
     """The layer that a node of any graph belongs to; what a pass added belongs where it reads."""
-    if "layer" in node.meta:
-        return str(node.meta["layer"])
-    return next((belongs_to(source) for source in node.all_input_nodes), "")
+    while "layer" not in node.meta:
+        sources = node.all_input_nodes
+        if not sources:
+            return ""
+        node = sources[0]
+    return str(node.meta["layer"])

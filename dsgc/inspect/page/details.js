@@ -28,7 +28,8 @@ class Details {
     const over = getComputedStyle(this.panel).position === "fixed"
       ? byId("view-graph").getBoundingClientRect().bottom - this.panel.getBoundingClientRect().top
       : 0;
-    this.page.viewport.cover({ bottom: Math.min(Math.max(0, over), this.page.viewport.height - 80) });
+    const most = this.page.viewport.height - 80;
+    this.page.viewport.cover({ bottom: Math.min(Math.max(0, over), most) });
   }
 
   overview() {

@@ -51,7 +51,8 @@ class Walk {
     const action = {
       ArrowDown: () => this.along("feeds"), ArrowUp: () => this.along("reads"),
       ArrowRight: () => this.beside(1), ArrowLeft: () => this.beside(-1),
-      Home: () => this.end(this.view.graph.first), End: () => this.end(this.view.graph.order.at(-1)),
+      Home: () => this.end(this.view.graph.first),
+      End: () => this.end(this.view.graph.order.at(-1)),
       Enter: () => this.show(event, true), " ": () => this.show(event, false),
       Escape: () => this.page.clear(),
       "+": () => this.page.viewport.zoom(1.25), "=": () => this.page.viewport.zoom(1.25),
