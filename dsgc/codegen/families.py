@@ -222,6 +222,17 @@ def rows() -> Family:
     return Family("rows", functions)
 
 
+def skipping() -> Family:
+    """Linear layers of very few samples in programs that run without torch."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import skipping
+
+        return [skipping.nonzero_columns(), skipping.skip_products()]
+
+    return Family("skipping", functions)
+
+
 def elementwise() -> Family:
     """Functions of single values in programs that run without torch, softmax and concatenation."""
 

@@ -13,6 +13,8 @@ __all__ = [
     "ROW_LANES",
     "ROW_STRIP",
     "SCORE_CHANNELS",
+    "SKIP_SAMPLES",
+    "SKIP_STRIP",
     "STEM_COLUMNS",
     "VECTOR",
     "suits_few_rows",
@@ -28,6 +30,8 @@ RANKED_BLOCKS = (128, 1024)  # most scores that a ranking kernel takes: on the s
 FEW_ROWS = 256  # samples up to which a linear layer reads its weights as they are
 ROW_LANES = 16  # inputs of a linear layer of few rows that are a vector
 ROW_STRIP = 16  # such vectors that a task takes at a time
+SKIP_SAMPLES = 4  # samples up to which skipping zero inputs beats reading weights once for all
+SKIP_STRIP = 64  # outputs of a linear layer whose weights for one input lie together
 PROJECTED_LANES = 8  # a projected row is a whole number of these
 SCORE_CHANNELS = 64  # projected weights are padded to whole register tiles of any target
 

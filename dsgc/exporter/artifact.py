@@ -19,10 +19,13 @@ from dsgc.codegen.target import CpuTarget, host_target, named_target
 from dsgc.engine import Program as Graphs
 from dsgc.errors import ConfigError, ExportError
 from dsgc.exporter.emit import Emitted, emit
+from dsgc.exporter.fold_norms import fold_norms
 from dsgc.exporter.link import link_kernels, machine_of, required_features
 from dsgc.exporter.program import View
+from dsgc.files import check_place
 from dsgc.module import SparseModule
-from dsgc_runtime.manifest import FORMAT
+from dsgc_runtime.archive import MOST_MANIFEST
+from dsgc_runtime.manifest import FORMAT, MOST_BUFFERS
 
 __all__ = ["checked", "export", "graphs_of"]
 
@@ -34,7 +37,7 @@ def export(
     path: str | Path,
     example_inputs: Tensor | Sequence[Tensor],
     *,
-    target: str | None = None,
+    target: str | CpuTarget | None = None,
     dynamic_batch: bool = True,
 ) -> Path:
     """Write a compiled model as an artifact for `dsgc_runtime`, in eval mode.
@@ -46,7 +49,8 @@ def export(
         path: the file, usually `*.dsgc`; it appears complete or not at all.
         example_inputs: positional inputs, float32 [N, C, H, W] or [N, C]. Kernels are chosen for
             their batch size.
-        target: "avx512-vnni", "avx512", "avx2", "x86-64" or "aarch64"; None is this machine.
+        target: "avx512-vnni", "avx512", "avx2", "x86-64" or "aarch64", or a target of your own
+            (docs/add-a-target.md); None is this machine.
         dynamic_batch: whether the artifact takes any batch size, or that of the example only.
 
     Returns:
@@ -60,9 +64,11 @@ def export(
     """
     module, place = checked(sparse, path)
     try:
-        named = None if target is None else named_target(target)
+        named = named_target(target) if isinstance(target, str) else target
     except ValueError as error:
         raise ConfigError(str(error), "target") from error
+    if not isinstance(named, (CpuTarget, type(None))):
+        raise ConfigError(f"target must be a name or a CpuTarget, not {named!r}", "target")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     cpu = named or host_target()
     with module.in_eval_mode():
@@ -74,7 +80,7 @@ def export(
                 'backend="auto"'
             )
         names = [name for name, _ in module._dense[0].named_modules()]
-        lowered = graphs.lowered("dsgc_cpu")
+        lowered = fold_norms(graphs.lowered("dsgc_cpu"))
         emitted = emit(lowered, inputs, cpu, names)
     text = str(lowered.graph) + "\n"
     batch = {"dynamic": dynamic_batch, "example": int(inputs[0].shape[0])}
@@ -102,8 +108,7 @@ def checked(sparse: nn.Module, path: str | Path) -> tuple[SparseModule, Path]:
             f"export takes what dsgc.compile gave back, not a {type(sparse).__name__}", "sparse"
         )
     place = Path(path)
-    if not place.parent.is_dir():
-        raise ConfigError(f"{place} cannot be written: {place.parent} is not a directory", "path")
+    check_place(place)
     return sparse, place
 
 
@@ -157,12 +162,22 @@ def _write(
             for name, data in members.items()
         }
         text = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+        _check_length(len(manifest["buffers"]), len(text))
         with zipfile.ZipFile(folder / "artifact", "w", zipfile.ZIP_STORED) as archive:
             # Readers check the manifest before they believe anything in it.
             archive.comment = hashlib.sha256(text).hexdigest().encode()
             for name, data in {"manifest.json": text, **members}.items():
                 archive.writestr(zipfile.ZipInfo(name, _MOMENT), data)
         (folder / "artifact").replace(place)
+
+
+def _check_length(buffers: int, size: int) -> None:
+    """Raise ExportError for a program that no runtime would take."""
+    if buffers > MOST_BUFFERS or size > MOST_MANIFEST:
+        raise ExportError(
+            f"its program has {buffers} buffers and {size} bytes, and an artifact holds at most "
+            f"{MOST_BUFFERS} and {MOST_MANIFEST}: export the model in parts"
+        )
 
 
 def _manifest(

@@ -13,7 +13,13 @@ from torch import Tensor
 from dsgc.codegen import families
 from dsgc.codegen.cpu.layout import Geometry
 from dsgc.codegen.cpu.pooling import pool_weights, pool_window
-from dsgc.codegen.tiles import DENSE_BLOCK, ROW_LANES, STEM_COLUMNS
+from dsgc.codegen.tiles import (
+    DENSE_BLOCK,
+    ROW_LANES,
+    SKIP_SAMPLES,
+    SKIP_STRIP,
+    STEM_COLUMNS,
+)
 from dsgc.exporter.program import View
 from dsgc.exporter.sizes import BATCH
 from dsgc.exporter.values import Rows
@@ -124,6 +130,8 @@ def linear(writer: Writer, value: Rows, weight: Tensor, bias: Tensor | None) -> 
     """A dense linear layer on a matrix."""
     x = writer.wide(value)
     outputs, inputs = weight.shape
+    if writer.samples <= SKIP_SAMPLES and outputs >= SKIP_STRIP:
+        return _skipping_linear(writer, x, weight, bias)
     blocks = ceil_div(outputs, DENSE_BLOCK)
     stored = F.pad(weight.detach(), (0, x.width - inputs, 0, blocks * DENSE_BLOCK - outputs))
     program, vectors = writer.program, x.width // ROW_LANES
@@ -139,6 +147,31 @@ def linear(writer: Writer, value: Rows, weight: Tensor, bias: Tensor | None) -> 
         writer.bias(bias, outputs, DENSE_BLOCK),
         *(start, slot, sample),
         made.view.seen_as(BATCH * blocks, DENSE_BLOCK),
+    )
+    return made
+
+
+def _skipping_linear(writer: Writer, x: Rows, weight: Tensor, bias: Tensor | None) -> Rows:
+    """A linear layer that reads no weight of an input that is zero: worth it for few samples."""
+    outputs, inputs = weight.shape
+    strips, program = ceil_div(outputs, SKIP_STRIP), writer.program
+    stored = F.pad(weight.detach(), (0, x.width - inputs, 0, strips * SKIP_STRIP - outputs))
+    stored = stored.view(strips, SKIP_STRIP, x.width).transpose(1, 2)
+    vectors = (strips, SKIP_STRIP // ROW_LANES, ROW_LANES)
+    index, count = (
+        program.buffer(BATCH, x.width, dtype="int32"),
+        program.buffer(BATCH, dtype="int32"),
+    )
+    rows = x.view.seen_as(BATCH, x.width)
+    program.call(families.skipping(), "nonzero_columns", rows, index, count)
+    made = replace(writer.rows((outputs, 1, 1), True, strips * SKIP_STRIP), closed=False)
+    program.call(
+        families.skipping(),
+        "skip_products",
+        *(rows, index, count),
+        writer.constant(stored.reshape(strips, x.width, *vectors[1:]), "weight"),
+        writer.bias(bias, outputs, SKIP_STRIP).seen_as(*vectors),
+        made.view.seen_as(BATCH, *vectors),
     )
     return made
 

@@ -22,6 +22,7 @@ from dsgc.exporter.recognise import (
     channel_padding,
     is_fleeting,
     joined_along_channels,
+    own_operator,
     pixel_steps,
     softmax_dimension,
 )
@@ -30,15 +31,14 @@ from dsgc.exporter.writer import Writer
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.geometry import conv_padding
-from dsgc.passes.lower_to_packed import PackedSelection
 from dsgc.passes.patterns import batch_norm, elementwise, is_flatten, module_of, pool
+from dsgc.select import PackedSelection
 from dsgc.trace import user_line
 
 __all__ = ["Emitted", "emit"]
 
 _SAME_METHODS = {"contiguous", "clone", "detach"}
 _ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_OUR_NAMESPACES = ("dsgc", "dsgc_cpu")
 
 
 class Emitted:
@@ -97,7 +97,7 @@ class _Emitter:
         layers: Iterable[str],
     ) -> None:
         self.graph = graph
-        self.writer = Writer(target)
+        self.writer = Writer(target, int(inputs[0].shape[0]))
         self.result = Emitted(self.writer.program)
         recorder = _Recorder(graph)
         with torch.no_grad():
@@ -207,8 +207,7 @@ class _Emitter:
             return lambda: None
         if isinstance(module, RecomputedConv2d):
             return lambda: self.sparse_convolution(self.arguments(node)[1:])
-        name = str(node.target)
-        if node.op == "call_function" and name.startswith(_OUR_NAMESPACES):
+        if (name := own_operator(node)) is not None:
             own = {
                 "stem_conv2d": self.stem,
                 "conv2d": lambda n: self.sparse_convolution(self.arguments(n)),
@@ -216,7 +215,7 @@ class _Emitter:
                 "unpack": self.unpack,
                 "activate": self.activate,
                 "pack": self.pack,
-            }.get(name.split(".")[1])
+            }.get(name)
             return None if own is None else lambda: own(node)
         if node.target is operator.getitem and isinstance(self.value(node.args[0]), tuple):
             return lambda: self.value(node.args[0])[node.args[1]]

@@ -68,7 +68,7 @@ def link_kernels(families: Iterable[Family], target: CpuTarget | None, path: Pat
         *("-O2", "-shared", "-fPIC", "-fopenmp", "-s", "-Wl,-Bsymbolic", "-Wl,--build-id=none"),
         *objects,
         *dsgc_runtime.shim_build_arguments(),
-        *("-o", path.name),
+        *("-lm", "-o", path.name),  # kernels round with it where the processor cannot
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=path.parent)
     if done.returncode != 0:

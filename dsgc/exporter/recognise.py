@@ -21,12 +21,22 @@ __all__ = [
     "channel_padding",
     "is_fleeting",
     "joined_along_channels",
+    "own_operator",
     "pixel_steps",
     "softmax_dimension",
 ]
 
 CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
 _SOFTMAXES: tuple[Any, ...] = (F.softmax, torch.softmax, "softmax")
+_OUR_NAMESPACES = ("dsgc", "dsgc_cpu")
+
+
+def own_operator(node: fx.Node) -> str | None:
+    """What an operator of dsgc is called, in any of its namespaces; None for anything else."""
+    namespace, _, name = str(node.target).partition(".")
+    if node.op != "call_function" or namespace not in _OUR_NAMESPACES:
+        return None
+    return name.partition(".")[0]
 
 
 def softmax_dimension(node: fx.Node) -> int | None:
@@ -55,16 +65,18 @@ def joined_along_channels(node: fx.Node) -> list[fx.Node]:
 
 def is_fleeting(node: fx.Node) -> bool:
     """Whether all that is read of a node is read with one and the same activation applied."""
-    if len(node.users) != 1:
-        return False
-    (reader,) = node.users
-    if isinstance(module_of(reader), PackedBatchNorm):
-        values = [n for n in reader.users if n.target is operator.getitem and n.args[1] == 0]
-        named = [a for value in values for n in value.users for a in n.args if isinstance(a, str)]
-        return len({name for name in named if name in ACTS}) == 1
-    if batch_norm(reader) is not None:
-        return len(reader.users) == 1
-    return elementwise(reader) == "relu"
+    readers = list(node.users)
+    if len(readers) == 1:
+        (reader,) = readers
+        if isinstance(module_of(reader), PackedBatchNorm):
+            items = [n for n in reader.users if n.target is operator.getitem and n.args[1] == 0]
+            readers = [n for item in items for n in item.users]
+        elif batch_norm(reader) is not None:
+            return len(reader.users) == 1
+        elif elementwise(reader) == "relu":
+            return True
+    acts = [[a for a in n.args if isinstance(a, str) and a in ACTS] for n in readers]
+    return all(acts) and len({name for named in acts for name in named}) == 1
 
 
 def affine_of(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, Tensor]:

@@ -26,10 +26,12 @@ class Writer:
 
     Args:
         target: the CPU that the program is for.
+        samples: of the batch that kernels are chosen for.
     """
 
-    def __init__(self, target: CpuTarget) -> None:
+    def __init__(self, target: CpuTarget, samples: int) -> None:
         self.target = target
+        self.samples = samples
         self.program = Program()
         self._settled: dict[Rows, Rows] = {}
         self._acting: dict[tuple[object, ...], Rows] = {}
@@ -91,8 +93,7 @@ class Writer:
                 families.rows(),
                 "finish_rows",
                 rows.view.seen_as(rows.positions, rows.width),
-                self.constant(filled(scale, rows.width), "scale"),
-                self.constant(filled(shift, rows.width), "shift"),
+                *self._affine(rows.scale, filled(scale, rows.width), filled(shift, rows.width)),
                 made.view,
                 *limits(rows.act),
             )
@@ -164,7 +165,14 @@ class Writer:
         """Scale and shift of an activation in blocks."""
         channels = source.size[0]
         scale = blocks_of(source.scale, channels, block, 1.0)
-        shift = blocks_of(source.shift, channels, block)
+        return self._affine(source.scale, scale, blocks_of(source.shift, channels, block))
+
+    def _affine(self, given: Tensor | None, scale: Tensor, shift: Tensor) -> tuple[View, View]:
+        """Scale and shift as constants; all layers share the ones of `given` None, which do
+        nothing.
+        """
+        if given is None:
+            return self.program.constant(scale, "one"), self.program.constant(shift, "zero")
         return self.constant(scale, "scale"), self.constant(shift, "shift")
 
     def lists(self, chosen: Chosen, blocks: int, area: int, tile: int | None = None) -> Lists:

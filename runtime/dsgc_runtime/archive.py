@@ -17,14 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from dsgc_runtime.errors import ArtifactError, DamagedArtifactError, WrongMachineError
-from dsgc_runtime.manifest import DTYPES, Manifest, constants_of
+from dsgc_runtime.errors import ArtifactError, DamagedArtifactError, WrongMachineError, shown
+from dsgc_runtime.manifest import Manifest, constants_of
 
-__all__ = ["Archive", "open_archive"]
+__all__ = ["MOST_MANIFEST", "Archive", "open_archive"]
 
 _MEMBERS = ("manifest.json", "graph.txt", "kernels.so", "weights.safetensors")
-_MOST_MANIFEST = 64 << 20
+MOST_MANIFEST = 16 << 20  # and as much for the header of weights; decoded, twenty times as much
 _PIECE = 1 << 20
+_TENSOR_DTYPES = {"F32", "I32", "I64", "I8", "U8"}  # of `DTYPES`, as safetensors names them
+# What `zipfile` raises for files that are none, or whose names and numbers cannot be.
+_BAD_CONTAINER = (
+    zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError, RuntimeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,27 +53,40 @@ def open_archive(path: str | Path) -> Archive:
     """
     place = Path(path)
     try:
-        with zipfile.ZipFile(place) as archive:
+        with _container(place) as archive:
+            _check_members(archive, place.stat().st_size)
             manifest = Manifest.of(_manifest(archive))
             _check_machine(manifest)
             graph, kernels = (_part(archive, name, manifest) for name in _MEMBERS[1:3])
             constants = _constants(archive, manifest)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DamagedArtifactError(f"{place} is not an artifact: {error}") from error
     except ArtifactError as error:
         raise type(error)(f"{place}: {error}") from error
     return Archive(manifest, graph.decode("utf-8", "replace"), kernels, constants)
 
 
-def _manifest(archive: zipfile.ZipFile) -> object:
+def _container(place: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(place)
+    except _BAD_CONTAINER as error:
+        raise DamagedArtifactError(f"it is not an artifact: {error}") from error
+
+
+def _check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse other members than those of an artifact, and any that lie outside of the file."""
     names = [info.filename for info in archive.infolist()]
     if sorted(names) != sorted(_MEMBERS):
-        raise DamagedArtifactError(f"it holds {str(names)[:200]}, not {', '.join(_MEMBERS)}")
-    text = _read(archive, _MEMBERS[0], _MOST_MANIFEST)
+        raise DamagedArtifactError(f"it holds {shown(names)}, not {', '.join(_MEMBERS)}")
+    for info in archive.infolist():
+        if not 0 <= info.header_offset < size:
+            raise DamagedArtifactError(f"{info.filename} lies outside of the file")
+
+
+def _manifest(archive: zipfile.ZipFile) -> object:
+    text = _read(archive, _MEMBERS[0], MOST_MANIFEST)
     if hashlib.sha256(text).hexdigest().encode() != archive.comment:
         raise DamagedArtifactError("its manifest has been altered")
     try:
-        return json.loads(text)
+        return json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise DamagedArtifactError(f"its manifest cannot be read: {error}") from error
 
@@ -81,9 +99,12 @@ def _pieces(archive: zipfile.ZipFile, name: str, most: int) -> Iterator[bytes]:
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
         raise DamagedArtifactError(f"{name} is compressed or larger than {most} bytes")
-    with archive.open(info) as file:
-        while piece := file.read(_PIECE):
-            yield piece
+    try:
+        with archive.open(info) as file:
+            while piece := file.read(_PIECE):
+                yield piece
+    except _BAD_CONTAINER as error:
+        raise DamagedArtifactError(f"{name} cannot be read: {error}") from error
 
 
 def _copy(archive: zipfile.ZipFile, name: str, manifest: Manifest, to: BinaryIO) -> None:
@@ -105,38 +126,57 @@ def _part(archive: zipfile.ZipFile, name: str, manifest: Manifest) -> bytes:
 
 
 def _constants(archive: zipfile.ZipFile, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """The weights, by way of a file, so that they are in memory once only."""
+    """The weights that the program reads, by way of a file: they are in memory once only."""
+    wanted = constants_of(manifest.program)
     found: dict[str, NDArray[Any]] = {}
     with tempfile.TemporaryDirectory(prefix="dsgc-") as folder:
         place = Path(folder) / _MEMBERS[3]
-        with place.open("wb") as file:
+        with place.open("w+b") as file:
             _copy(archive, _MEMBERS[3], manifest, file)
+            _check_header(file)
         try:
             with safe_open(place, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  # it is no mapping
-                    found[name] = tensors.get_tensor(name)
-        except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+                    # Not all dtypes of safetensors are numpy's: those are not even read.
+                    if (dtype := tensors.get_slice(name).get_dtype()) not in _TENSOR_DTYPES:
+                        raise DamagedArtifactError(f"the weights {shown(name)} are {dtype}")
+                    if name in wanted:
+                        found[name] = _tensor(tensors, name)
+        except SafetensorError as error:
             raise DamagedArtifactError(f"its weights cannot be read: {error}") from error
-    if missing := constants_of(manifest.program) - set(found):
-        raise DamagedArtifactError(f"it has no weights {str(sorted(missing))[:200]}")
-    for name, array in found.items():
-        if array.dtype.name not in DTYPES:
-            raise DamagedArtifactError(f"the weights {name} are {array.dtype}")
+    if missing := wanted - set(found):
+        raise DamagedArtifactError(f"it has no weights {shown(sorted(missing))}")
     return {name: np.require(array, requirements=["C", "W", "A"]) for name, array in found.items()}
+
+
+def _check_header(file: BinaryIO) -> None:
+    """Refuse weights whose list of tensors is absurdly long, before it is decoded."""
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > MOST_MANIFEST:
+        raise DamagedArtifactError(f"its weights cannot be read: a header of {length} bytes")
+
+
+def _tensor(tensors: Any, name: str) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = tensors.get_tensor(name)
+    except (ValueError, OverflowError) as error:
+        raise DamagedArtifactError(f"the weights {shown(name)} cannot be: {error}") from error
+    return found
 
 
 def _check_machine(manifest: Manifest) -> None:
     here = platform.machine()
     if manifest.machine != here:
         raise WrongMachineError(
-            f"it is for {manifest.machine}, and this is {here}: export with another target"
+            f"it is for {manifest.machine[:40]}, and this is {here}: export with another target"
         )
     present = _features()
     missing = [name for name in manifest.features if present and name not in present]
     if missing:
         raise WrongMachineError(
-            f"it was compiled for {manifest.target!r} and needs {', '.join(missing)}, which this "
-            "processor does not have: export with another target, such as 'avx2'"
+            f"it was compiled for {shown(manifest.target)} and needs {', '.join(missing)[:200]}, "
+            "which this processor does not have: export with another target, such as 'avx2'"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 __all__ = [
     "ArtifactError",
     "DamagedArtifactError",
@@ -9,6 +11,7 @@ __all__ = [
     "NewerFormatError",
     "RuntimeBuildError",
     "WrongMachineError",
+    "shown",
 ]
 
 
@@ -34,3 +37,8 @@ class WrongMachineError(ArtifactError):
 
 class InputError(ValueError):
     """An input does not have the shape, dtype or device that the model takes."""
+
+
+def shown(value: object) -> str:
+    """A value out of an artifact as messages show it: short, however long or deep it is."""
+    return reprlib.repr(value)

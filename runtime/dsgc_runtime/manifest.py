@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dsgc_runtime.errors import DamagedArtifactError, NewerFormatError
-from dsgc_runtime.sizes import Size, parse
+from dsgc_runtime.errors import DamagedArtifactError, NewerFormatError, shown
+from dsgc_runtime.sizes import LIMIT, Size, parse
 
 __all__ = [
     "DTYPES",
     "FORMAT",
+    "MOST_BUFFERS",
     "Buffer",
     "Call",
     "Layer",
@@ -26,8 +27,10 @@ __all__ = [
 
 FORMAT = 1
 DTYPES = {"float32": 4, "int32": 4, "int64": 8, "uint8": 1, "int8": 1}
-_MOST = 1_000_000  # buffers, calls, layers
+MOST_BUFFERS = 1 << 14  # laying them out takes longer than their number
+_MOST = 1_000_000  # calls, layers
 _MOST_DIMENSIONS = 8
+_MOST_DIGITS = 64  # of a number that is written as a text
 Value = TypeVar("Value")
 
 
@@ -112,11 +115,12 @@ class Manifest:
             NewerFormatError: its format is not known.
             DamagedArtifactError: something in it is missing or not possible.
         """
-        if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        found = content.get("format") if isinstance(content, dict) else None
+        if not isinstance(content, dict) or not isinstance(found, int) or isinstance(found, bool):
             raise DamagedArtifactError("the manifest is not one of dsgc")
-        if content["format"] != FORMAT:
+        if found != FORMAT:
             raise NewerFormatError(
-                f"the artifact has format {content['format']}, and this runtime reads {FORMAT}: "
+                f"the artifact has format {shown(found)}, and this runtime reads {FORMAT}: "
                 "install the version of dsgc-runtime that goes with the dsgc that wrote it"
             )
         return _Reader(content).manifest()
@@ -136,10 +140,14 @@ class _Reader:
         program = self.get(self.content, "program", list)
         for one in program:
             if isinstance(one, dict) and isinstance(one.get("read"), str):
+                if one["read"] == "batch":
+                    raise DamagedArtifactError("the program reads the batch")
+                if one["read"] in self.names:
+                    raise DamagedArtifactError(f"{shown(one['read'])} is read twice")
                 self.names.add(one["read"])
         self.buffers = len(self.get(self.content, "buffers", list))
         end = len(program)
-        return Manifest(
+        made = Manifest(
             dsgc=self.get(self.content, "dsgc", str),
             target=self.get(target, "name", str),
             machine=self.get(target, "machine", str),
@@ -148,33 +156,43 @@ class _Reader:
             example=self.count(batch, "example"),
             inputs=self.many(self.content, "inputs", self.port),
             outputs=self.many(self.content, "outputs", self.port),
-            buffers=self.many(self.content, "buffers", lambda one: self.buffer(one, end)),
+            buffers=self.many(
+                self.content, "buffers", lambda one: self.buffer(one, end), MOST_BUFFERS
+            ),
             program=self.many(self.content, "program", self.instruction),
             layers=self.many(self.content, "layers", self.layer),
             files=self.files(),
         )
+        _check_lifetimes(made)
+        return made
 
     def get(self, owner: object, name: str, kind: type[Value]) -> Value:
         found = owner.get(name) if isinstance(owner, dict) else None
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
             raise DamagedArtifactError(f"the manifest has no {name!r} that is a {kind.__name__}")
+        if isinstance(found, str):
+            _check_text(found)
         return found
 
     def count(self, owner: object, name: str) -> int:
         found = self.get(owner, name, int)
-        if not 0 <= found < 1 << 46:
-            raise DamagedArtifactError(f"{name} cannot be {found}")
+        if not 0 <= found < LIMIT:
+            raise DamagedArtifactError(f"{name} cannot be {shown(found)}")
         return found
 
     def texts(self, owner: object, name: str) -> list[str]:
         found = self.get(owner, name, list)
         if not all(isinstance(one, str) for one in found):
             raise DamagedArtifactError(f"{name} must be a list of names")
+        for one in found:
+            _check_text(one)
         return found
 
-    def many(self, owner: object, name: str, make: Callable[[object], Value]) -> tuple[Value, ...]:
+    def many(
+        self, owner: object, name: str, make: Callable[[object], Value], most: int = _MOST
+    ) -> tuple[Value, ...]:
         found = self.get(owner, name, list)
-        if len(found) > _MOST:
+        if len(found) > most:
             raise DamagedArtifactError(f"{len(found)} {name} are too many")
         return tuple(make(one) for one in found)
 
@@ -189,7 +207,7 @@ class _Reader:
         )
         dtype, shape = self.get(given, "dtype", str), self.get(given, "shape", list)
         if not known or dtype not in DTYPES or len(shape) > _MOST_DIMENSIONS:
-            raise DamagedArtifactError(f"{str(given)[:120]} is no tensor of the program")
+            raise DamagedArtifactError(f"{shown(given)} is no tensor of the program")
         extents = tuple(parse(extent, self.names) for extent in shape)
         return View(storage, dtype, extents)  # type: ignore[arg-type]
 
@@ -225,8 +243,9 @@ class _Reader:
         if isinstance(given, dict) and "int" in given:
             return parse(given["int"], self.names)
         if isinstance(given, dict) and "float" in given:
+            text = self.get(given, "float", str)
             try:
-                value = float(self.get(given, "float", str))
+                value = float(text) if len(text) <= _MOST_DIGITS else math.nan
             except ValueError:
                 raise DamagedArtifactError("an argument is not a number") from None
             if math.isnan(value):
@@ -235,11 +254,14 @@ class _Reader:
         return self.view(given)
 
     def layer(self, given: object) -> Layer:
+        sparsity = self.get(given, "sparsity", float)
+        if not 0 <= sparsity <= 1:
+            raise DamagedArtifactError(f"a layer's sparsity cannot be {sparsity}")
         return Layer(
             self.get(given, "name", str),
             self.get(given, "sparse", bool),
             self.get(given, "reason", str),
-            self.get(given, "sparsity", float),
+            sparsity,
             self.count(given, "multiply_adds"),
         )
 
@@ -248,6 +270,28 @@ class _Reader:
         for name, about in self.get(self.content, "files", dict).items():
             found[str(name)] = (self.get(about, "sha256", str), self.count(about, "bytes"))
         return found
+
+
+def _check_text(text: str) -> None:
+    """Refuse halves of characters, which JSON can hold and no file or terminal."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DamagedArtifactError(f"{shown(text)} is no text") from None
+
+
+def _check_lifetimes(manifest: Manifest) -> None:
+    """Refuse instructions that touch a buffer when its memory may be another's."""
+    for number, step in enumerate(manifest.program):
+        for view in views_of(step):
+            if not isinstance(view.storage, int):
+                continue
+            buffer = manifest.buffers[view.storage]
+            if not buffer.first <= number <= buffer.last:
+                raise DamagedArtifactError(
+                    f"instruction {number} touches buffer {view.storage}, which lives from "
+                    f"{buffer.first} to {buffer.last}"
+                )
 
 
 def constants_of(program: Sequence[Call | Read]) -> set[str]:

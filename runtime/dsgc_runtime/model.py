@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsgc_runtime.archive import Archive, open_archive
-from dsgc_runtime.errors import DamagedArtifactError, InputError
+from dsgc_runtime.check import check_archive
+from dsgc_runtime.errors import InputError
 from dsgc_runtime.manifest import Layer, Port
 from dsgc_runtime.native import Native
 from dsgc_runtime.profile import LayerProfile, by_layer
@@ -65,7 +66,7 @@ class Model:
         self._constants = archive.constants
         self._inputs = tuple(self._info(port) for port in archive.manifest.inputs)
         self._outputs = tuple(self._info(port) for port in archive.manifest.outputs)
-        self._check_structure()
+        check_archive(archive)
         with tempfile.TemporaryDirectory(prefix="dsgc-") as folder:
             library = Path(folder) / "kernels.so"
             library.write_bytes(archive.kernels)
@@ -189,12 +190,6 @@ class Model:
     def _info(self, port: Port) -> PortInfo:
         shape = tuple(extent if isinstance(extent, int) else None for extent in port.view.shape)
         return PortInfo(port.name, port.view.dtype, shape)
-
-    def _check_structure(self) -> None:
-        if not self.manifest.inputs or not self.manifest.outputs:
-            raise DamagedArtifactError("it has no inputs or no outputs")
-        # Every view is checked against its memory for the example, before any code is loaded.
-        Session(self.manifest, self._constants, None, max(1, self.manifest.example))
 
 
 def _array(value: Any, port: PortInfo) -> NDArray[Any]:

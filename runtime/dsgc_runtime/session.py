@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsgc_runtime.arena import ALIGNMENT, plan
+from dsgc_runtime.check import buffer_sizes, volume
 from dsgc_runtime.errors import DamagedArtifactError
-from dsgc_runtime.manifest import DTYPES, Call, Manifest, Read, View, views_of
-from dsgc_runtime.sizes import LIMIT, Size, evaluate, names_in
+from dsgc_runtime.manifest import DTYPES, Call, Manifest, Read, View
+from dsgc_runtime.sizes import Size, evaluate, names_in
 
 if TYPE_CHECKING:
     from dsgc_runtime.native import Native
@@ -26,7 +27,7 @@ class Session:
     Args:
         manifest: the program.
         constants: by name.
-        native: the kernels; None only checks that everything fits.
+        native: the kernels.
         batch: samples of a call, at least one.
 
     Raises:
@@ -41,48 +42,17 @@ class Session:
         self,
         manifest: Manifest,
         constants: Mapping[str, NDArray[Any]],
-        native: Native | None,
+        native: Native,
         batch: int,
     ) -> None:
         self.manifest, self.batch = manifest, batch
         self._constants = constants
         self._known = {"batch": batch}
-        self.sizes = [evaluate(buffer.bytes, self._known) for buffer in manifest.buffers]
+        self.sizes = buffer_sizes(manifest, constants, batch)
         self._outside = {port.view.storage for port in (*manifest.inputs, *manifest.outputs)}
-        self._check()
-        if native is not None:
-            self._wrap = native.wrap
-            self._arena = self._make_arena()
-            self._steps = [self._step(step, native) for step in manifest.program]
-
-    # Checking
-
-    def _check(self) -> None:
-        """Every view against its memory, counts that are not known yet at their largest."""
-        known = dict(self._known)
-        for step in self.manifest.program:
-            for view in views_of(step):
-                self._fits(view, known)
-            if isinstance(step, Read):
-                known[step.name] = evaluate(step.most, self._known)
-        for port in (*self.manifest.inputs, *self.manifest.outputs):
-            size = _volume(port.view.shape, known) * DTYPES[port.view.dtype]
-            if size != self.sizes[int(port.view.storage)]:
-                raise DamagedArtifactError(f"the buffer of {port.name!r} is not of its size")
-
-    def _fits(self, view: View, known: Mapping[str, int]) -> None:
-        try:
-            needed = _volume(view.shape, known) * DTYPES[view.dtype]
-        except KeyError as error:
-            raise DamagedArtifactError(f"{error} is used before it is known") from None
-        if isinstance(view.storage, str):
-            there = self._constants[view.storage].nbytes
-        else:
-            there = self.sizes[view.storage]
-        if needed > there:
-            raise DamagedArtifactError(
-                f"a tensor of {needed} bytes lies beyond the {there} of {view.storage!r}"
-            )
+        self._wrap = native.wrap
+        self._arena = self._make_arena()
+        self._steps = [self._step(step, native) for step in manifest.program]
 
     # Making ready
 
@@ -140,7 +110,7 @@ class Session:
             flat, start = self._held[view.storage].reshape(-1).view(np.uint8), 0
         else:
             flat, start = self._arena, self._offsets[view.storage]
-        size = _volume(view.shape, known) * DTYPES[view.dtype]
+        size = volume(view.shape, known) * DTYPES[view.dtype]
         return flat[start : start + size].view(view.dtype).reshape(shape)
 
     # Running
@@ -179,21 +149,8 @@ class Session:
         return outputs
 
     def _read(self, step: Read, known: dict[str, int]) -> None:
-        count = int(self._view(step.view, known)[-1])
+        vector = self._view(step.view, known)
+        count = int(vector[-1]) if len(vector) else -1
         if not 0 <= count <= evaluate(step.most, self._known):
             raise DamagedArtifactError(f"the program counted {count} {step.name}")
         known[step.name] = count
-
-
-def _volume(shape: Sequence[Size], known: Mapping[str, int]) -> int:
-    """Elements of a tensor of `shape`.
-
-    Raises:
-        DamagedArtifactError: that is beyond all bounds.
-    """
-    total = 1
-    for extent in shape:
-        total *= evaluate(extent, known)
-        if total >= LIMIT:
-            raise DamagedArtifactError(f"a tensor of {total} elements is beyond all bounds")
-    return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dsgc_runtime.errors import DamagedArtifactError
+from dsgc_runtime.errors import DamagedArtifactError, shown
 
 __all__ = ["LIMIT", "Size", "evaluate", "names_in", "parse"]
 
@@ -34,7 +34,7 @@ def parse(given: object, names: Iterable[str], depth: int = 0) -> Size:
         left, right = (parse(part, names, depth + 1) for part in given[1:])
         if given[0] != "ceil" or (isinstance(right, int) and right > 0):
             return (given[0], left, right)
-    raise DamagedArtifactError(f"{str(given)[:80]} is no size")
+    raise DamagedArtifactError(f"{shown(given)} is no size")
 
 
 def evaluate(size: Size, known: Mapping[str, int]) -> int:

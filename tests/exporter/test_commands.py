@@ -80,10 +80,12 @@ def test_wrong_arrays_are_named(artifact: tuple[SparseModule, Path], tmp_path: P
 
 
 def test_inspect_shows_every_layer(artifact: tuple[SparseModule, Path]) -> None:
-    done = CliRunner().invoke(app, ["inspect", str(artifact[1]), "--graph", "lowered"])
+    done = CliRunner().invoke(app, ["inspect", str(artifact[1])])
     assert done.exit_code == 0, done.output
-    for text in ("input: float32 [batch, 3, 12, 12]", "0.3", "75%", "conv2d"):
+    for text in ("input: float32 [batch, 3, 12, 12]", "0.3", "75%"):
         assert text in done.stdout
+    graph = CliRunner().invoke(app, ["inspect", str(artifact[1]), "--graph", "lowered"])
+    assert "conv2d" in graph.stdout
     plain = CliRunner().invoke(app, ["inspect", str(artifact[1]), "--json"])
     about = json.loads(plain.stdout)
     assert [layer["name"] for layer in about["layers"]] == ["0.0", "0.3", "0.7", "1.2"]

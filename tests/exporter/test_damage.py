@@ -62,10 +62,14 @@ def first_call(manifest: Manifest) -> Manifest:
 
 
 def set_at(path: str, value: object) -> Callable[[Manifest, dict[str, bytes]], None]:
-    """A change of one value of the manifest, `path` being keys and numbers with dots between."""
+    """A change of one value of the manifest, `path` being keys and numbers with dots between.
+
+    A dot within a key is a ~.
+    """
 
     def change(manifest: Manifest, _: dict[str, bytes]) -> None:
-        *where, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        parts = (part.replace("~", ".") for part in path.split("."))
+        *where, last = [int(part) if part.isdigit() else part for part in parts]
         owner: Any = manifest
         for part in where:
             owner = owner[part]
@@ -74,45 +78,40 @@ def set_at(path: str, value: object) -> Callable[[Manifest, dict[str, bytes]], N
     return change
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "said"),
-    [
-        ("format", "1", "not one of dsgc"),
-        ("inputs.0.buffer", 10**6, "no tensor of the program"),
-        ("inputs.0.shape", [4, 3, 12, 12], "no batch dimension"),
-        ("inputs.0.shape", ["batch", 3, 12, ["*", "batch", 1 << 45]], "not fixed"),
-        ("inputs.0.shape", ["batch", 3, 12, 12000], "not of its size"),
-        ("outputs.0.shape", ["batch", 70000], "not of its size"),
-        ("inputs", [], "no inputs"),
-        ("buffers.0.bytes", -4, "no size"),
-        ("buffers.0.bytes", ["*", "batch", 1 << 45], "beyond all bounds"),
-        ("buffers.0.bytes", ["+", "slots0", 1], "no size"),
-        ("buffers.0.first", 9999, "ends before it begins"),
-        ("buffers.2.bytes", 16, "lies beyond"),
-        ("program.0.arguments.0.dtype", "float64", "no tensor"),
-        ("program.0.arguments.0.shape", [1 << 40, 1 << 40], "beyond all bounds"),
-        ("program.0.arguments", [{"float": "nan"}], "not a number"),
-        ("program.0.arguments", [{"float": "x"}], "not a number"),
-        ("program.0.arguments", [7], "not a tensor"),
-        ("program.0.kernel", None, "'kernel'"),
-        ("program", {}, "'program'"),
-        ("layers.0.sparsity", "much", "'sparsity'"),
-        ("batch.example", True, "'example'"),
-        ("target.features", [1], "list of names"),
-        ("files.kernels~so", None, "'sha256'"),
-    ],
-)
+# Where in the manifest, what stands there, and what is said of it.
+IMPOSSIBLE: list[tuple[str, object, str]] = [
+    ("format", "1", "not one of dsgc"),
+    ("inputs.0.buffer", 10**6, "no tensor of the program"),
+    ("inputs.0.shape", [4, 3, 12, 12], "no batch dimension"),
+    ("inputs.0.shape", ["batch", 3, 12, ["*", "batch", 1 << 45]], "not fixed"),
+    ("inputs.0.shape", ["batch", 3, 12, 12000], "not of its size"),
+    ("outputs.0.shape", ["batch", 70000], "not of its size"),
+    ("inputs", [], "no inputs"),
+    ("buffers.0.bytes", -4, "no size"),
+    ("buffers.0.bytes", ["*", "batch", 1 << 45], "beyond all bounds"),
+    ("buffers.0.bytes", ["+", "slots0", 1], "no size"),
+    ("buffers.0.first", 9999, "ends before it begins"),
+    ("buffers.2.bytes", 16, "lies beyond"),
+    ("program.0.arguments.0.dtype", "float64", "no tensor"),
+    ("program.0.arguments.0.shape", [1 << 40, 1 << 40], "beyond all bounds"),
+    ("program.0.arguments", [{"float": "nan"}], "not a number"),
+    ("program.0.arguments", [{"float": "x"}], "not a number"),
+    ("program.0.arguments", [7], "not a tensor"),
+    ("program.0.kernel", None, "'kernel'"),
+    ("program", {}, "'program'"),
+    ("layers.0.sparsity", "much", "'sparsity'"),
+    ("batch.example", True, "'example'"),
+    ("target.features", [1], "list of names"),
+    ("files.kernels~so", None, "'sha256'"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), IMPOSSIBLE)
 def test_manifests_that_cannot_be_are_refused(
     whole: Path, tmp_path: Path, path: str, value: object, said: str
 ) -> None:
-    def change(manifest: Manifest, members: dict[str, bytes]) -> None:
-        if "~" in path:
-            manifest["files"]["kernels.so"] = value
-        else:
-            set_at(path, value)(manifest, members)
-
     with pytest.raises(dsgc_runtime.DamagedArtifactError, match=said):
-        dsgc_runtime.load(rewritten(whole, tmp_path, change))
+        dsgc_runtime.load(rewritten(whole, tmp_path, set_at(path, value)))
 
 
 def test_constants_are_not_read_beyond_their_end(whole: Path, tmp_path: Path) -> None:
@@ -132,6 +131,14 @@ def test_counts_are_not_used_before_they_are_read(whole: Path, tmp_path: Path) -
         first_call(manifest)["arguments"][0]["shape"] = ["slots0"]
 
     with pytest.raises(dsgc_runtime.DamagedArtifactError, match="before it is known"):
+        dsgc_runtime.load(rewritten(whole, tmp_path, change))
+
+
+def test_the_batch_is_not_read(whole: Path, tmp_path: Path) -> None:
+    def change(manifest: Manifest, _: dict[str, bytes]) -> None:
+        next(step for step in manifest["program"] if "read" in step)["read"] = "batch"
+
+    with pytest.raises(dsgc_runtime.DamagedArtifactError, match="reads the batch"):
         dsgc_runtime.load(rewritten(whole, tmp_path, change))
 
 
