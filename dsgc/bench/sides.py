@@ -32,6 +32,7 @@ __all__ = [
     "first_line",
     "make_dense_sides",
     "make_dsgc_side",
+    "make_onnx_side",
     "make_step",
 ]
 
@@ -112,7 +113,7 @@ def make_dense_sides(
     if compiled:
         sides[COMPILED] = _compiled_side(workload, copy.deepcopy(model), data)
     if workload.mode == "infer":
-        sides[ONNXRUNTIME] = _onnx_side(copy.deepcopy(model), data[0])
+        sides[ONNXRUNTIME] = make_onnx_side(copy.deepcopy(model), data[0])
     return sides
 
 
@@ -163,7 +164,10 @@ def _compiled_side(workload: Workload, model: nn.Module, data: tuple[Tensor, Ten
     return Side(COMPILED, step, model)
 
 
-def _onnx_side(model: nn.Module, inputs: Tensor) -> Side:
+def make_onnx_side(model: nn.Module, inputs: Tensor) -> Side:
+    """The dense model in ONNX Runtime, on as many threads as torch; they do not spin between calls,
+    which would slow the other sides down.
+    """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter is written in it)
