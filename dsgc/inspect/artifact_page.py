@@ -6,37 +6,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsgc.config import BLOCKS
-from dsgc.errors import ConfigError, KernelError
 from dsgc.inspect.page_data import (
     Kind,
     PageData,
     PageEdge,
     PageLayer,
     PageNode,
-    PageSource,
     PageStage,
 )
+from dsgc.inspect.page_sources import sources_of
 from dsgc.measure import format_count
 from dsgc_runtime.archive import Archive
 from dsgc_runtime.manifest import Call, Manifest, Read, View, views_of
 
 __all__ = ["page_of_artifact"]
 
-_LANGUAGES = {"tvmscript": "TVMScript", "asm": "assembly"}
 _SEARCH = ("rank_", "round_", "project_", "search", "scores", "lists", "row_pointers", "equal_rows")
 
 
 def page_of_artifact(archive: Archive, place: Path) -> PageData:
     """Everything an inspection page shows about an artifact; nothing of it is run.
 
-    Sources are those that this version of dsgc generates for the artifact's target; there are none
-    where that is not known here.
+    Sources are those that this version of dsgc generates for this machine.
     """
     manifest = archive.manifest
     kernels: dict[str, dict[str, None]] = {}
     for step in manifest.program:
         if isinstance(step, Call):
             kernels.setdefault(step.layer, {})[step.kernel] = None
+    sources = sources_of(name for names in kernels.values() for name in names)
+    known = {source.kernel for source in sources}
     layers = tuple(
         PageLayer(
             layer.name,
@@ -46,7 +45,7 @@ def page_of_artifact(archive: Archive, place: Path) -> PageData:
                 "dense multiply-adds": format_count(layer.multiply_adds),
                 "why": layer.reason,
             },
-            tuple(kernels.get(layer.name, ())),
+            tuple(name for name in kernels.get(layer.name, ()) if name in known),
         )
         for layer in manifest.layers
     )
@@ -63,7 +62,7 @@ def page_of_artifact(archive: Archive, place: Path) -> PageData:
         },
         stages=(lowered, program),
         layers=layers,
-        sources=_sources(sorted({name for names in kernels.values() for name in names})),
+        sources=sources,
     )
 
 
@@ -131,16 +130,3 @@ def _is_packed(view: View) -> bool:
 
 def _number(view: View) -> int:
     return int(view.storage)
-
-
-def _sources(kernels: list[str]) -> tuple[PageSource, ...]:
-    from dsgc.codegen.sources import kernel_source
-
-    found: list[PageSource] = []
-    for kernel in kernels:
-        for language, title in _LANGUAGES.items():
-            try:
-                found.append(PageSource(kernel, title, kernel_source(kernel, language)))
-            except (ConfigError, KernelError):
-                break  # written by another version, or TVM is not here
-    return tuple(found)

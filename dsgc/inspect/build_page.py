@@ -12,9 +12,9 @@ from dsgc.inspect.page_data import (
     PageFiring,
     PageLayer,
     PageNode,
-    PageSource,
     PageStage,
 )
+from dsgc.inspect.page_sources import sources_of
 from dsgc.inspect.tables import LayerTable
 from dsgc.inspect.view import GraphView, Record
 from dsgc.measure import format_count
@@ -23,8 +23,6 @@ from dsgc.passes.mark_layers import belongs_to
 from dsgc.watch import Watched
 
 __all__ = ["page_of"]
-
-_LANGUAGES = {"tvmscript": "TVMScript", "asm": "assembly"}
 
 
 def page_of(
@@ -61,7 +59,7 @@ def page_of(
         facts=_facts(sparse, table),
         stages=_stages(record),
         layers=layers,
-        sources=_sources(sorted({name for names in kernels.values() for name in names})),
+        sources=sources_of(name for names in kernels.values() for name in names),
     )
 
 
@@ -187,16 +185,3 @@ def _kernels(sparse: SparseModule) -> dict[str, tuple[str, ...]]:
             torch.autograd.grad(wanted, parameters, ones, allow_unused=True)
         runner.close()
     return {layer: tuple(names) for layer, names in found.items()}
-
-
-def _sources(kernels: list[str]) -> tuple[PageSource, ...]:
-    """What the kernels are made of."""
-    if not kernels:
-        return ()
-    from dsgc.codegen.sources import kernel_source
-
-    return tuple(
-        PageSource(kernel, title, kernel_source(kernel, language))
-        for kernel in kernels
-        for language, title in _LANGUAGES.items()
-    )

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dsgc.errors import InputError
 from dsgc.inspect.sides import Side, Sides
-from dsgc.inspect.tables import Column, LayerTable, frame
+from dsgc.inspect.tables import Column, LayerTable, Tabular
 from dsgc.module import SparseModule
 from dsgc.passes.mark_layers import belongs_to
 from dsgc.passes.propagate_shapes import eval_mode
@@ -57,7 +57,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tabular):
     """Differences in the order of execution.
 
     Attributes:
@@ -93,29 +93,9 @@ class Comparison:
         )
         return LayerTable(self.title, _COLUMNS, rows)
 
-    def __str__(self) -> str:
-        return self.table().text()
-
-    def __rich__(self) -> LayerTable:
-        return self.table()
-
-    def markdown(self) -> str:
-        """The table as Markdown."""
-        return self.table().markdown()
-
-    _repr_markdown_ = markdown
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values; SQNR may be infinite."""
-        return asdict(self)
-
-    def to_pandas(self) -> Any:
-        """A DataFrame with a row a value.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-        """
-        return frame([asdict(one) for one in self.differences])
+    def records(self) -> list[dict[str, Any]]:
+        """A record a value."""
+        return [asdict(one) for one in self.differences]
 
 
 def compare(

@@ -16,7 +16,7 @@ from dsgc.errors import InputError
 from dsgc.inspect.advice import advice
 from dsgc.inspect.kept import KeptBytes
 from dsgc.inspect.shadow import shadow_of
-from dsgc.inspect.tables import Column, LayerTable, frame
+from dsgc.inspect.tables import Column, LayerTable, Tabular
 from dsgc.measure import format_bytes, format_count
 from dsgc.module import SparseModule
 from dsgc.passes.balance_winners import balance_winners
@@ -79,7 +79,7 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Tabular):
     """What `dsgc.explain` found; print it, or take it apart.
 
     Attributes:
@@ -128,29 +128,9 @@ class Explanation:
         )
         return (*dense, *self.advice, units)
 
-    def __str__(self) -> str:
-        return self.table().text()
-
-    def __rich__(self) -> LayerTable:
-        return self.table()
-
-    def markdown(self) -> str:
-        """The table as Markdown."""
-        return self.table().markdown()
-
-    _repr_markdown_ = markdown
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, ready for JSON."""
-        return asdict(self)
-
-    def to_pandas(self) -> Any:
-        """A DataFrame with a row a layer.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-        """
-        return frame([asdict(layer) for layer in self.layers])
+    def records(self) -> list[dict[str, Any]]:
+        """A record a layer."""
+        return [asdict(layer) for layer in self.layers]
 
 
 def explain(

@@ -12,7 +12,7 @@ from dsgc.inspect.explain import short_place
 from dsgc.inspect.kept import KeptBytes
 from dsgc.inspect.load import BlockLoad, load_of
 from dsgc.inspect.sides import Side, Sides
-from dsgc.inspect.tables import Column, LayerTable, frame
+from dsgc.inspect.tables import Column, LayerTable, Tabular
 from dsgc.inspect.timing import LayerSeconds, Progress, SideSeconds, time_sides
 from dsgc.measure import format_bytes
 from dsgc.module import SparseModule
@@ -69,7 +69,7 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Tabular):
     """What `sparse.report()` found; print it, or take it apart.
 
     Attributes:
@@ -145,34 +145,14 @@ class Report:
         )
         return tuple(said)
 
-    def __str__(self) -> str:
-        return self.table().text()
-
-    def __rich__(self) -> LayerTable:
-        return self.table()
-
-    def markdown(self) -> str:
-        """The table as Markdown."""
-        return self.table().markdown()
-
-    _repr_markdown_ = markdown
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, ready for JSON."""
-        return asdict(self)
-
-    def to_pandas(self) -> Any:
-        """A DataFrame with a row a layer.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-        """
+    def records(self) -> list[dict[str, Any]]:
+        """A record a layer; what `load` holds is in columns of its own."""
         rows = []
         for layer in self.layers:
             row = asdict(layer)
             load = row.pop("load")
             rows.append({**row, **{f"load_{k}": v for k, v in (load or {}).items()}})
-        return frame(rows)
+        return rows
 
 
 _KEPT = ("kept_dense", "kept")

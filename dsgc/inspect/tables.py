@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Column", "LayerTable", "frame"]
+__all__ = ["Column", "LayerTable", "Tabular"]
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,49 @@ class LayerTable:
         return file.getvalue()
 
 
+@dataclass(frozen=True)
+class Tabular:
+    """A finding that is a table of layers; print it, or take it apart."""
+
+    def table(self) -> LayerTable:
+        """A row a layer."""
+        raise NotImplementedError
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat record a layer."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.table().text()
+
+    def __rich__(self) -> LayerTable:
+        return self.table()
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        return self.table().markdown()
+
+    _repr_markdown_ = markdown
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, ready for JSON."""
+        return asdict(self)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row a layer.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        return _frame(self.records())
+
+
 def _markdown_row(cells: Sequence[str]) -> str:
     escaped = (cell.replace("|", r"\|").replace("\n", " ") for cell in cells)
     return f"| {' | '.join(escaped)} |"
 
 
-def frame(rows: Sequence[Mapping[str, Any]]) -> Any:
+def _frame(rows: Sequence[Mapping[str, Any]]) -> Any:
     """A pandas DataFrame with a row a layer.
 
     Raises:
