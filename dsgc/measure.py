@@ -129,7 +129,8 @@ def kept_for_backward(forward: Callable[[], Tensor], model: nn.Module) -> int:
         forward: runs the forward pass and returns the loss.
         model: whose parameters and buffers do not count.
     """
-    known = chain(model.parameters(), model.buffers())
+    # Alive while we count: what is replaced meanwhile must not give its address to an activation.
+    known = [tensor.detach() for tensor in chain(model.parameters(), model.buffers())]
     permanent = {tensor.untyped_storage().data_ptr() for tensor in known}
     # Holding the tensors keeps their addresses from being given out again while we count.
     held: list[Tensor] = []
@@ -144,7 +145,7 @@ def kept_for_backward(forward: Callable[[], Tensor], model: nn.Module) -> int:
         storage.data_ptr(): storage.nbytes()
         for storage in (tensor.untyped_storage() for tensor in held)
     }
-    del loss
+    del loss, known
     return sum(size for address, size in storages.items() if address not in permanent)
 
 

@@ -33,10 +33,12 @@ class KeptBytes:
     """
 
     def __init__(self, permanent: Iterable[Tensor]) -> None:
-        self._permanent = {_address(tensor) for tensor in permanent}
+        # Alive, so that no address is given out again; so are what is made and what is kept.
+        self._known = [tensor.detach() for tensor in permanent]
+        self._permanent = {_address(tensor) for tensor in self._known}
         self._maker: dict[int, str] = {}
         self._kept: dict[int, tuple[str, Tensor]] = {}
-        self._made: list[Tensor] = []  # alive, so that no address is given out again
+        self._made: list[Tensor] = []
         self._now: list[fx.Node] = []
         self._unknown: dict[Any, int] = {}
 

@@ -95,7 +95,7 @@ def test_dead_blocks_are_named() -> None:
     model = Residual().eval()
     with torch.no_grad():
         model.third.weight[:8] = 0.0
-        model.third.bias[:8] = -100.0
+        model.third.bias.data[:8] = -100.0  # type: ignore[union-attr]
     sparse = dsgc.compile(model, config=config("third"), example_inputs=X)
     found = sparse.report(X, rounds=1)
     (layer,) = (one for one in found.layers if one.sparse)
