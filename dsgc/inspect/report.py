@@ -82,6 +82,7 @@ class Report(Tabular):
         before: what happens before the first layer, as a layer.
         dense_seconds, seconds: of whole runs, node by node.
         seconds_of: median seconds of every node of the graph that ran, forward and backward.
+        not_yet_sparse: sparsity grows, and is so low yet that the module itself runs dense.
     """
 
     model: str
@@ -94,6 +95,7 @@ class Report(Tabular):
     dense_seconds: float
     seconds: float
     seconds_of: dict[str, float]
+    not_yet_sparse: bool
 
     def table(self) -> LayerTable:
         """A row a layer, totals, and what to look at."""
@@ -134,6 +136,11 @@ class Report(Tabular):
 
     def _notes(self) -> tuple[str, ...]:
         said = [f"dense: {one.name}: {one.reason}" for one in self.layers if not one.sparse]
+        if self.not_yet_sparse:
+            said.append(
+                "sparsity has not grown enough yet: the module still runs dense, because what is "
+                "measured here would be slower"
+            )
         for layer in self.layers:
             if layer.sparse and layer.ratio * _SLOWER < 1.0:
                 said.append(f"{layer.name} is sparse and slower than dense: {layer.ratio:.2f}x")
@@ -197,6 +204,7 @@ def report(
         whole["dense"],
         whole["sparse"],
         {one.name: one.forward + one.backward for one in seconds["sparse"].nodes.values()},
+        sparse._bank.dense_now,
     )
 
 

@@ -64,9 +64,13 @@ class SideSeconds:
 
 
 class _Clock:
-    """Adds up what one run spends in every node."""
+    """Adds up what one run spends in every node.
 
-    def __init__(self) -> None:
+    `wait` returns when the device has done all that it was given.
+    """
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self._wait = wait
         self.spent: dict[tuple[fx.Node, Direction], float] = {}
         self._begun: dict[tuple[fx.Node, Direction], float] = {}
 
@@ -74,9 +78,11 @@ class _Clock:
         return Watched(gm, self._begin, self._end)
 
     def _begin(self, node: fx.Node, direction: Direction) -> None:
+        self._wait()
         self._begun[node, direction] = time.perf_counter()
 
     def _end(self, node: fx.Node, direction: Direction) -> None:
+        self._wait()
         key = (node, direction)
         since = time.perf_counter() - self._begun[key]
         self.spent[key] = self.spent.get(key, 0.0) + since
@@ -93,12 +99,14 @@ def time_sides(
         rounds: counted runs of each side; two more are made before.
         report: gets the rounds done and those to do.
     """
+    on_gpu = any(p.device.type == "cuda" for p in sides.sparse.parameters())
+    wait: Callable[[], object] = torch.cuda.synchronize if on_gpu else _nothing_to_wait_for
     clocks: dict[Side, list[_Clock]] = {"dense": [], "sparse": []}
     whole: dict[Side, list[tuple[float, float]]] = {"dense": [], "sparse": []}
     for turn in range(-2, rounds):
         names = list(clocks) if turn % 2 == 0 else list(clocks)[::-1]
         for side in names:
-            clock = _Clock()
+            clock = _Clock(wait)
             spent = _once(sides, side, clock, training)
             if turn >= 0:
                 clocks[side].append(clock)
@@ -106,6 +114,10 @@ def time_sides(
         if report is not None:
             report(turn + 3, rounds + 2)
     return {side: _medians(clocks[side], whole[side]) for side in clocks}
+
+
+def _nothing_to_wait_for() -> None:
+    return None
 
 
 def _once(sides: Sides, side: Side, clock: _Clock, training: bool) -> tuple[float, float]:

@@ -8,6 +8,7 @@
  * is uneven. Results do not depend on the thread count: tasks write to separate memory.
  */
 #include <omp.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <tvm/ffi/c_api.h>
@@ -52,6 +53,24 @@ typedef struct {
 } Spare;
 static __thread Spare spare[kSpares];
 
+/* A thread that ends gives its pieces back. */
+static pthread_key_t ending;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int watches_threads;
+
+static void release_spares(void* pieces) {
+  for (Spare* one = pieces; one < (Spare*)pieces + kSpares; ++one) {
+    if (one->piece) free((char*)one->piece - kAlignment);
+    one->piece = NULL;
+  }
+}
+
+static void watch_threads(void) { watches_threads = pthread_key_create(&ending, release_spares) == 0; }
+
+__attribute__((destructor)) static void unwatch_threads(void) {
+  if (watches_threads) pthread_key_delete(ending);
+}
+
 void* TVMBackendAllocWorkspace(int device_type, int device_id, uint64_t bytes, int code, int bits) {
   (void)device_type;
   (void)device_id;
@@ -75,6 +94,8 @@ int TVMBackendFreeWorkspace(int device_type, int device_id, void* pointer) {
   (void)device_type;
   (void)device_id;
   if (!pointer) return 0;
+  pthread_once(&once, watch_threads);
+  if (watches_threads && !pthread_getspecific(ending)) pthread_setspecific(ending, spare);
   char* base = (char*)pointer - kAlignment;
   uint64_t bytes = *(uint64_t*)base;
   static __thread int oldest = 0;

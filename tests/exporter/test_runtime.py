@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,48 @@ def test_many_threads_may_call_at_once(model: dsgc_runtime.Model) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda x: run(model, x), batches))
     assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+_ENDING_THREADS = """
+import sys, threading
+from pathlib import Path
+
+import dsgc_runtime
+import numpy as np
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+model = dsgc_runtime.load(sys.argv[1], threads=1)
+images = np.ones((16, *map(int, sys.argv[2:])), np.float32)
+
+
+def call_in_threads(count):
+    for _ in range(count):
+        thread = threading.Thread(target=model, args=(images,))
+        thread.start()
+        thread.join()
+
+
+call_in_threads(100)
+before = resident()
+call_in_threads(900)
+print(resident() - before)
+"""
+
+
+def test_a_thread_that_ends_leaves_nothing_behind(artifact: tuple[SparseModule, Path]) -> None:
+    arguments = [str(artifact[1]), *map(str, IMAGE)]
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDING_THREADS, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(dsgc_runtime.__file__).parents[1])},
+    )
+    assert int(done.stdout) < 900 * 1000
 
 
 def test_a_profile_has_every_layer(model: dsgc_runtime.Model) -> None:

@@ -143,3 +143,10 @@ def test_progress_is_told() -> None:
     seen: list[tuple[int, int]] = []
     residual().report(X, rounds=2, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_growing_sparsity_says_that_the_module_still_runs_dense() -> None:
+    sparse = residual(schedule="linear", warmup_steps=100).train()
+    sparse(X)
+    assert "still runs dense" in str(sparse.report(X, rounds=1))
+    assert "still runs dense" not in str(residual().report(X, rounds=1))
