@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import platform
 import tempfile
 import zipfile
@@ -25,7 +26,8 @@ __all__ = ["MOST_MANIFEST", "Archive", "open_archive"]
 _MEMBERS = ("manifest.json", "graph.txt", "kernels.so", "weights.safetensors")
 MOST_MANIFEST = 16 << 20  # and as much for the header of weights; decoded, twenty times as much
 _PIECE = 1 << 20
-_TENSOR_DTYPES = {"F32", "I32", "I64", "I8", "U8"}  # of `DTYPES`, as safetensors names them
+# `DTYPES` by the names that safetensors has for them.
+_TENSOR_DTYPES = {"F32": "float32", "I32": "int32", "I64": "int64", "I8": "int8", "U8": "uint8"}
 # What `zipfile` raises for files that are none, or whose names and numbers cannot be.
 _BAD_CONTAINER = (
     zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError, RuntimeError, ValueError,
@@ -126,22 +128,30 @@ def _part(archive: zipfile.ZipFile, name: str, manifest: Manifest) -> bytes:
 
 
 def _constants(archive: zipfile.ZipFile, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """The weights that the program reads, by way of a file: they are in memory once only."""
+    """The weights that the program reads, by way of a file: they are in memory once only.
+
+    The library checks the file and is asked for no data: it would map all of it as well.
+    """
     wanted = constants_of(manifest.program)
     found: dict[str, NDArray[Any]] = {}
     with tempfile.TemporaryDirectory(prefix="dsgc-") as folder:
         place = Path(folder) / _MEMBERS[3]
         with place.open("w+b") as file:
             _copy(archive, _MEMBERS[3], manifest, file)
-            _check_header(file)
+            start = _check_header(file)
         try:
             with safe_open(place, framework="numpy") as tensors:
+                offsets = _offsets(place, start)
                 for name in tensors.keys():  # noqa: SIM118  # it is no mapping
+                    about = tensors.get_slice(name)
                     # Not all dtypes of safetensors are numpy's: those are not even read.
-                    if (dtype := tensors.get_slice(name).get_dtype()) not in _TENSOR_DTYPES:
+                    if (dtype := about.get_dtype()) not in _TENSOR_DTYPES:
                         raise DamagedArtifactError(f"the weights {shown(name)} are {dtype}")
                     if name in wanted:
-                        found[name] = _tensor(tensors, name)
+                        begin, end = offsets[name]
+                        shape = tuple(about.get_shape())
+                        part = (start + begin, start + end)
+                        found[name] = _tensor(place, name, _TENSOR_DTYPES[dtype], shape, part)
         except SafetensorError as error:
             raise DamagedArtifactError(f"its weights cannot be read: {error}") from error
     if missing := wanted - set(found):
@@ -149,20 +159,38 @@ def _constants(archive: zipfile.ZipFile, manifest: Manifest) -> dict[str, NDArra
     return {name: np.require(array, requirements=["C", "W", "A"]) for name, array in found.items()}
 
 
-def _check_header(file: BinaryIO) -> None:
-    """Refuse weights whose list of tensors is absurdly long, before it is decoded."""
+def _check_header(file: BinaryIO) -> int:
+    """Where the data begin; a list of tensors that is absurdly long is not even decoded."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > MOST_MANIFEST:
         raise DamagedArtifactError(f"its weights cannot be read: a header of {length} bytes")
+    return 8 + length
 
 
-def _tensor(tensors: Any, name: str) -> NDArray[Any]:
+def _offsets(place: Path, start: int) -> dict[str, tuple[int, int]]:
+    """Where every tensor lies behind the header, in a file that the library has checked."""
+    with place.open("rb") as file:
+        header = json.loads(file.read(start)[8:])
+    return {
+        name: tuple(about["data_offsets"])
+        for name, about in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _tensor(
+    place: Path, name: str, dtype: str, shape: tuple[int, ...], part: tuple[int, int]
+) -> NDArray[Any]:
+    """A tensor out of a file, where it lies from `part[0]` to `part[1]`."""
+    count = math.prod(shape)
+    begin, end = part
+    if end - begin != count * np.dtype(dtype).itemsize or end > place.stat().st_size:
+        raise DamagedArtifactError(f"the weights {shown(name)} are not of their size")
     try:
-        found: NDArray[Any] = tensors.get_tensor(name)
+        return np.fromfile(place, dtype, count, offset=begin).reshape(shape)
     except (ValueError, OverflowError) as error:
         raise DamagedArtifactError(f"the weights {shown(name)} cannot be: {error}") from error
-    return found
 
 
 def _check_machine(manifest: Manifest) -> None:
