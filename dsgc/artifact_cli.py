@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from dsgc.bench.workload import Workload
     from dsgc_runtime import Model
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "run",
     "say_error",
     "shape_of",
+    "workload_of",
 ]
 
 WidthOption = Annotated[
@@ -91,6 +93,23 @@ def shape_of(text: str | None) -> tuple[int, ...] | None:
         ) from error
 
 
+def workload_of(
+    model: str,
+    sparsity: float,
+    batch: int,
+    width: float | None,
+    image_size: int | None,
+    input_shape: str | None,
+    classes: int | None,
+    block: int | None,
+) -> Workload:
+    """The model and data that a command's options mean; None is the workload's own value."""
+    from dsgc.bench.workload import Workload
+
+    base = Workload(model, batch, sparsity, input_shape=shape_of(input_shape), classes=classes)
+    return base.with_changes(width=width, image_size=image_size, block=block)
+
+
 def export(
     model: Annotated[
         str,
@@ -116,11 +135,8 @@ def export(
     """Write a trained model as one file that runs without torch and TVM."""
     with errors_in_words():
         import dsgc
-        from dsgc.bench.workload import Workload
 
-        base = Workload(
-            model, batch, sparsity, input_shape=shape_of(input_shape), classes=classes
-        ).with_changes(width=width, image_size=image_size, block=block)
+        base = workload_of(model, sparsity, batch, width, image_size, input_shape, classes, block)
         sparse = dsgc.compile(base.build(), config=base.config())
         inputs, _ = base.data()
         if checkpoint is not None:
@@ -135,6 +151,7 @@ def export(
 
 
 def load_checkpoint(sparse: Any, place: Path) -> None:
+    """Load a checkpoint into a compiled model; ConfigError if it does not fit."""
     import pickle
 
     import torch

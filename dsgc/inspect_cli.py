@@ -21,7 +21,7 @@ from dsgc.artifact_cli import (
     WidthOption,
     errors_in_words,
     load_checkpoint,
-    shape_of,
+    workload_of,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def explain(
     with errors_in_words():
         import dsgc
 
-        work = _workload(model, sparsity, batch, width, image_size, input_shape, classes, block)
+        work = workload_of(model, sparsity, batch, width, image_size, input_shape, classes, block)
         found = dsgc.explain(work.build(), config=work.config(), example_inputs=work.data()[0])
         _print(found, markdown, as_json)
 
@@ -100,24 +100,8 @@ def inspect(
         if what.endswith(".dsgc"):
             _inspect_artifact(Path(what), html, graph, as_json)
             return
-        work = _workload(what, sparsity, batch, width, image_size, input_shape, classes, block)
+        work = workload_of(what, sparsity, batch, width, image_size, input_shape, classes, block)
         _inspect_model(work, html, graph, measure, firings, checkpoint, as_json)
-
-
-def _workload(
-    model: str,
-    sparsity: float,
-    batch: int,
-    width: float | None,
-    image_size: int | None,
-    input_shape: str | None,
-    classes: int | None,
-    block: int | None,
-) -> Workload:
-    from dsgc.bench.workload import Workload
-
-    base = Workload(model, batch, sparsity, input_shape=shape_of(input_shape), classes=classes)
-    return base.with_changes(width=width, image_size=image_size, block=block)
 
 
 def _inspect_model(
@@ -143,15 +127,17 @@ def _inspect_model(
         if checkpoint is not None:
             load_checkpoint(sparse, checkpoint)
         sparse.train()._prepare((inputs,))
+    if graph is not None:
+        print(sparse.graph(graph).text(), end="")
+        if html is None:
+            return
     rows: Explanation | Report
     if measure:
         with console.status("measuring every layer, sparse and dense in turn"):
             rows = sparse.report(inputs)
     else:
-        rows = dsgc.explain(work.build(), config=work.config(), example_inputs=inputs)
-    if graph is not None:
-        print(sparse.graph(graph).text(), end="")
-    else:
+        rows = dsgc.explain(sparse, config=work.config(), example_inputs=inputs)
+    if graph is None:
         _print(rows, False, as_json)
     if html is not None:
         with console.status("writing the page; the sources of kernels are generated anew"):

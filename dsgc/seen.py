@@ -21,11 +21,8 @@ class SeenCall:
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """(args, kwargs) of the call; None without tensors, or when one of them is gone."""
         leaves = [x() if isinstance(x, weakref.ref) else x for x in self._leaves]
-        gone = [
-            held is not leaf and leaf is None
-            for held, leaf in zip(self._leaves, leaves, strict=True)
-        ]
-        if any(gone) or not any(isinstance(leaf, Tensor) for leaf in leaves):
+        held = sum(isinstance(x, weakref.ref) for x in self._leaves)
+        if not held or sum(isinstance(leaf, Tensor) for leaf in leaves) < held:
             return None
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         return args, kwargs

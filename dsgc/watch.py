@@ -25,15 +25,15 @@ class Watched(fx.Interpreter):
 
     Args:
         gm: the graph.
-        begin, end: get the node, and "forward" or "backward".
+        begin, end: get the node, and "forward" or "backward"; by default nobody listens.
         made: gets a node and every tensor that it made, when it has.
     """
 
     def __init__(
         self,
         gm: fx.GraphModule,
-        begin: Told,
-        end: Told,
+        begin: Told = lambda node, direction: None,
+        end: Told = lambda node, direction: None,
         made: Callable[[fx.Node, Tensor], None] | None = None,
     ) -> None:
         super().__init__(gm)

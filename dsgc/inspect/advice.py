@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dsgc.config import SparsityConfig
 from dsgc.engine import Engine, Program
+from dsgc.inspect.words import listed
 from dsgc.passes.balance_winners import balance_winners
 from dsgc.passes.choose_layers import choose_layers
 from dsgc.passes.context import Context, LayerDecision
@@ -22,17 +23,12 @@ _FAR = 0.1  # from the sparsity asked, of a layer of few blocks
 
 def advice(engine: Engine, programs: Sequence[Program], batch: int) -> tuple[str, ...]:
     """Recommendations for a model whose layers were looked at and not settled yet."""
-    decisions = engine.decisions
-    return (
-        *_bound(decisions.values()),  # type: ignore[arg-type]
-        *_dear(engine, programs, batch),
-        *_coarse(list(decisions.values())),
-    )
+    decisions = list(engine.decisions.values())
+    return (*_bound(decisions), *_dear(engine, programs, batch), *_coarse(decisions))
 
 
-def _bound(decisions: Sequence[LayerDecision]) -> list[str]:
+def _bound(layers: Sequence[LayerDecision]) -> list[str]:
     """How much of the work sparse layers do, and what that means at most."""
-    layers = list(decisions)
     whole = sum(layer.macs for layer in layers)
     sparse = sum(layer.macs for layer in layers if layer.sparse)
     if not whole or not sparse:
@@ -46,11 +42,8 @@ def _bound(decisions: Sequence[LayerDecision]) -> list[str]:
 
 def _dear(engine: Engine, programs: Sequence[Program], batch: int) -> list[str]:
     """Layers that are too dear as they are, and what would make them pay."""
-    dear = {site for site, one in engine.decisions.items() if one.too_dear}
-    if not dear:
-        return []
+    left = {site for site, one in engine.decisions.items() if one.too_dear}
     said: list[str] = []
-    left = set(dear)
     for times in _LARGER:
         found = left & _paying(engine, programs, engine.config, times) if left else set()
         if found:
@@ -109,6 +102,4 @@ def _coarse(decisions: list[LayerDecision]) -> list[str]:
 
 
 def _some(names: set[str]) -> str:
-    listed = sorted(names)
-    more = f" and {len(listed) - _MANY_LISTED} more" if len(listed) > _MANY_LISTED else ""
-    return ", ".join(listed[:_MANY_LISTED]) + more
+    return listed(sorted(names), _MANY_LISTED)

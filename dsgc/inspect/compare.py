@@ -181,7 +181,7 @@ def _values(
         if name is not None and tensor.is_floating_point():
             values[name], nodes[name] = tensor.detach(), node
 
-    sides.run(side, lambda graph: Watched(graph, _nothing, _nothing, made))
+    sides.run(side, lambda graph: Watched(graph, made=made))
     return values, nodes
 
 
@@ -195,12 +195,8 @@ def _exposed(sides: Sides) -> dict[str, Tensor]:
             found.update({k: v for k, v in values.items() if isinstance(v, Tensor)})
             return result
 
-    sides.run("exposed", lambda graph: Keeper(graph, _nothing, _nothing))
+    sides.run("exposed", Keeper)
     return found
-
-
-def _nothing(node: fx.Node, direction: str) -> None:
-    return None
 
 
 @contextmanager

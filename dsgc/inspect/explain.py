@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from dsgc.inspect.advice import advice
 from dsgc.inspect.kept import KeptBytes
 from dsgc.inspect.shadow import shadow_of
 from dsgc.inspect.tables import Column, LayerTable, Tabular
+from dsgc.inspect.words import listed, short_place
 from dsgc.measure import format_bytes, format_count
 from dsgc.module import SparseModule
 from dsgc.passes.balance_winners import balance_winners
@@ -25,6 +26,7 @@ from dsgc.passes.patterns import shape_of
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
 
+_MANY_LISTED = 6
 _COLUMNS = (
     Column("layer"),
     Column("source", minor=4),
@@ -121,7 +123,7 @@ class Explanation(Tabular):
         for layer in self.layers:
             if not layer.sparse:
                 reasons.setdefault(layer.reason, []).append(layer.name)
-        dense = [f"dense: {_listed(names)}: {why}" for why, names in reasons.items()]
+        dense = [f"dense: {listed(names, _MANY_LISTED)}: {why}" for why, names in reasons.items()]
         units = (
             "dense, done and search are multiply-adds of one sample forward; kept is for the "
             "backward pass of the batch, with what follows a layer up to the next one"
@@ -297,14 +299,3 @@ def _row(layer: LayerPlan) -> tuple[str, ...]:
         format_count(layer.search) if layer.search else "",
         *("-" if size is None else format_bytes(size) for size in (layer.kept_dense, layer.kept)),
     )
-
-
-def short_place(where: str) -> str:
-    """`file:line` without the folders."""
-    return where.rpartition("/")[2]
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    if len(names) <= most:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"

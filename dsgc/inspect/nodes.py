@@ -22,8 +22,6 @@ from dsgc.watch import label_of
 
 __all__ = ["NodeFacts", "facts_of"]
 
-_BOOKKEEPING = ("getitem", "reshape")
-
 
 @dataclass(frozen=True)
 class NodeFacts:

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 
 from dsgc.errors import NothingToSparsifyError
-from dsgc.inspect.explain import short_place
 from dsgc.inspect.kept import KeptBytes
 from dsgc.inspect.load import BlockLoad, load_of
 from dsgc.inspect.sides import Side, Sides
 from dsgc.inspect.tables import Column, LayerTable, Tabular
 from dsgc.inspect.timing import LayerSeconds, Progress, SideSeconds, time_sides
+from dsgc.inspect.words import short_place
 from dsgc.measure import format_bytes
 from dsgc.module import SparseModule
 from dsgc.passes.context import LayerDecision
+from dsgc.watch import Watched
 
 __all__ = ["LayerReport", "Report", "report"]
 
@@ -210,7 +211,7 @@ def report(
 
 def _loads(sparse: SparseModule, sides: Sides) -> dict[str, BlockLoad]:
     with sides.untouched(), torch.no_grad(), sparse._bank.hold():
-        sides.run("sparse", lambda graph: KeptBytes(()).runner(graph))
+        sides.run("sparse", Watched)
         held = sparse._bank.held(sparse._decisions)
     return {site: load_of(mask) for site, mask in held.items()}
 
