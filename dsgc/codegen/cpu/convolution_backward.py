@@ -236,13 +236,15 @@ def _dense_data_gradient(
     # Enough samples a task that the positions of a list are worth a block of weights.
     samples = max(1, min(batch, _LIST_POSITIONS // area))
     lists = by_block(libraries, target, ceil_div(outputs, block), area, tile=samples * area)
-    groups = ceil_div(inputs, DENSE_BLOCK * GROUP)
+    blocks = ceil_div(inputs, DENSE_BLOCK)
+    groups = ceil_div(blocks, GROUP)
+    group = ceil_div(blocks, groups)
     swapped = weight.detach().transpose(0, 1)
-    shape = (batch * geometry.source_area, groups, GROUP, DENSE_BLOCK)
+    shape = (batch * geometry.source_area, groups, group, DENSE_BLOCK)
     dx = libraries.empty(*shape)
     libraries(families.dense(block), f"dense_data_gradient_{block}")(
         grad,
-        blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * GROUP),
+        blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * group),
         *lists,
         dx,
         geometry.table(),

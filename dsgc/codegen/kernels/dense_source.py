@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 
 from dsgc.codegen.kernels.convolution import LOW_HALF
 from dsgc.codegen.kernels.prefetch import fetch
-from dsgc.codegen.tiles import DENSE_BLOCK, GROUP
+from dsgc.codegen.tiles import DENSE_BLOCK
 
 # Target positions whose input rows stay in the second-level cache during a weight gradient.
 CHUNK = 96
@@ -198,7 +198,7 @@ def dense_data_gradient(bo: int, held: int) -> Any:
     the positions that chose the output block stream by.
     """
     name = f"dense_data_gradient_{bo}"
-    group, lanes = GROUP, DENSE_BLOCK
+    lanes = DENSE_BLOCK
     depth = min(held, bo)
 
     @T.prim_func(s_tir=True)
@@ -217,6 +217,7 @@ def dense_data_gradient(bo: int, held: int) -> Any:
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         rows = T.int64()
         groups = T.int64()
+        group = T.int64()
         padded = T.int64()
         blocks_out = T.int64()
         taps = T.int64()
@@ -235,7 +236,7 @@ def dense_data_gradient(bo: int, held: int) -> Any:
             tile: T.let = task // groups
             part: T.let = task % groups
             for i in T.serial(T.min(span, rows - tile * span)):
-                for u in T.unroll(group):
+                for u in T.serial(group):
                     for v in T.vectorized(lanes):
                         dx[tile * span + i, part, u, v] = T.float32(0)
             pair = T.alloc_buffer((CHUNK,), "int64")
