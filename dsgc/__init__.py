@@ -31,6 +31,7 @@ from dsgc.log import say_what_is_asked
 if TYPE_CHECKING:
     from dsgc.api import compile, release_memory
     from dsgc.exporter import export, export_onnx
+    from dsgc.grouping import Grouping, group_neurons
     from dsgc.inspect.compare import compare
     from dsgc.inspect.explain import Explanation, explain
     from dsgc.inspect.firing import FiringRecorder
@@ -42,6 +43,7 @@ __all__ = [
     "Explanation",
     "ExportError",
     "FiringRecorder",
+    "Grouping",
     "InputError",
     "KernelError",
     "MissingPackageError",
@@ -60,6 +62,7 @@ __all__ = [
     "explain",
     "export",
     "export_onnx",
+    "group_neurons",
     "release_memory",
 ]
 
@@ -69,12 +72,14 @@ say_what_is_asked()
 _WHEN_USED = {
     "Explanation": "dsgc.inspect.explain",
     "FiringRecorder": "dsgc.inspect.firing",
+    "Grouping": "dsgc.grouping",
     "SparseModule": "dsgc.module",
     "compare": "dsgc.inspect.compare",
     "compile": "dsgc.api",
     "explain": "dsgc.inspect.explain",
     "export": "dsgc.exporter",
     "export_onnx": "dsgc.exporter",
+    "group_neurons": "dsgc.grouping",
     "release_memory": "dsgc.api",
 }
 

@@ -1,7 +1,9 @@
-"""Trains a network on CIFAR-10, dense or sparse, and writes down what came of it.
+r"""Trains a network on CIFAR-10, dense or sparse, and writes down what came of it.
 
     python examples/cifar10.py DATA --network vgg8 --sparsity 0.8 --epochs 20 --out runs/vgg8-80
     python examples/cifar10.py DATA --network vgg8 --sparsity 0 --epochs 20 --out runs/vgg8
+    python examples/cifar10.py DATA --sparsity 0.5 --start runs/vgg8 --rate 0.02 --epochs 2 \
+        --warmup-epochs 0.5 --out runs/vgg8-50
     python examples/cifar10_plots.py runs/vgg8 runs/vgg8-80 --out runs/vgg8.png
     dsgc inspect vgg8 --firings runs/vgg8-80/firings.safetensors --html runs/vgg8.html
 
@@ -51,6 +53,7 @@ _SPARSITY_FIELDS = (
 )
 _TEST_BATCH = 500
 _LOOKED_AT = 256  # test images whose selections are written down
+_GROUPED_BY = 256  # training images by which neurons are grouped
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Options:
     bf16: bool
     train_images: int | None
     test_images: int | None
+    start: str | None
+    group: bool
 
 
 @dataclass
@@ -93,6 +98,8 @@ class Run:
         self.options, self.data, self.device = options, data, device
         torch.manual_seed(options.seed)
         dense = zoo.build(options.network, width=options.width, in_channels=3, image_size=32)
+        if options.start is not None:
+            _load_parameters(dense, Path(options.start) / "checkpoint.pt", options)
         self.model = self._compiled(channels_last(dense).to(device))
         self.generator = torch.Generator().manual_seed(options.seed)
         self.steps = max(1, math.ceil(len(data.train_labels) / options.batch))
@@ -115,6 +122,9 @@ class Run:
         given = dict(options.settings)
         settings["rules"] = dict.fromkeys(given.pop("keep_dense", ()))
         config = dsgc.SparsityConfig(**settings, **given)
+        if options.group:
+            sample = normalized(self.data.train_images[:_GROUPED_BY], self.device)
+            print(dsgc.group_neurons(model, config=config, example_inputs=sample), file=sys.stderr)
         sparse = dsgc.compile(model, config=config)
         # Layers are chosen by the first batch: by a whole one, whatever is run later.
         size = min(options.batch, len(self.data.train_labels))
@@ -269,6 +279,17 @@ class Run:
         write_json(place, content)
 
 
+def _load_parameters(model: nn.Module, place: Path, options: Options) -> None:
+    """The parameters of a dense run. Raises ValueError if it is of another network, or sparse."""
+    state = torch.load(place, map_location="cpu", weights_only=True)
+    theirs = state["options"]
+    if (theirs["network"], theirs["width"]) != (options.network, options.width):
+        raise ValueError(f"{place} is of {theirs['network']} of width {theirs['width']}")
+    if theirs["sparsity"]:
+        raise ValueError(f"{place} is of a sparse run: --start takes a dense one")
+    model.load_state_dict(state["model"])
+
+
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
     """Weights decay, biases and normalisation do not."""
     parameters = list(model.parameters())
@@ -295,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         *(given.network, given.width, given.epochs, given.batch, given.rate, given.seed),
         *(given.sparsity, {k: v for k, v in settings.items() if v is not None}),
         *(given.warmup_epochs, given.dense_epochs, given.bf16),
-        *(given.train_images, given.test_images),
+        *(given.train_images, given.test_images, given.start, given.group),
     )
     out = Path(given.out)
     try:
@@ -357,6 +378,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--bn-stats", choices=("active", "all"))
     add("--keep-dense", nargs="+", metavar="LAYER", help="names of layers to keep dense")
     add("--share-pool", action="store_const", const=True, help="one selection a pooling window")
+    add("--start", metavar="RUN", help="folder of a dense run whose parameters to begin with")
+    add("--group", action="store_true", help="reorder channels first: dsgc.group_neurons")
     add("--bf16", action="store_true", help="autocast to bfloat16 (reference backend and dense)")
     add("--device", help="cpu, cuda, ...; by default a GPU if there is one")
     add("--threads", type=int)

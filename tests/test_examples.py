@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = ("--width", "0.25", "--batch", "16", "--threads", "1", "--device", "cpu")
@@ -116,6 +117,27 @@ def test_a_stopped_run_ends_as_one_that_was_not(
     assert "is not sparse" in searched.stderr if dense_epochs else "svd" in searched.stdout
     run("cifar10_plots.py", whole, parts, "--out", tmp_path / "runs.png")
     assert (tmp_path / "runs.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("data", ["binary"], indirect=True)
+def test_a_run_begins_with_the_parameters_of_a_dense_one(data: Path, tmp_path: Path) -> None:
+    dense, sparse = tmp_path / "dense", tmp_path / "sparse"
+    options = (*QUICK, "--width", 0.5, "--epochs", 1, "--rate", 0)
+    run("cifar10.py", data, *options, "--sparsity", 0, "--out", dense)
+    begun = (*options, "--sparsity", 0.5, "--start", dense)
+    made = run("cifar10.py", data, *begun, "--group", "--out", sparse)
+    assert "kept before" in made.stderr
+    before, after = (
+        torch.load(out / "checkpoint.pt", weights_only=True)["model"] for out in (dense, sparse)
+    )
+    assert torch.equal(before["classifier.4.bias"], after["classifier.4.bias"])
+    moved, here = before["features.3.weight"].flatten(), after["features.3.weight"].flatten()
+    assert not torch.equal(moved, here)
+    assert torch.equal(moved.sort().values, here.sort().values)
+    refused = run("cifar10.py", data, *begun, "--width", 0.25, "--out", tmp_path / "x", expect=2)
+    assert "of width 0.5" in refused.stderr
+    refused = run("cifar10.py", data, *options, "--start", sparse, "--out", dense, expect=2)
+    assert "takes a dense one" in refused.stderr
 
 
 @pytest.mark.parametrize("data", ["python"], indirect=True)
