@@ -62,6 +62,7 @@ def lists() -> Family:
             lists.set_bits(),
             selection.mark_above(),
             pooling.count_union(),
+            selection.rank_few(),
             *(selection.rank_winners(capacity) for capacity in RANKED_BLOCKS),
             *(selection.rank_bits(capacity) for capacity in RANKED_BLOCKS),
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "DENSE_BLOCK",
+    "FEW_BLOCKS",
     "FEW_ROWS",
     "GROUP",
     "NEURON_DEPTHS",
@@ -17,6 +18,7 @@ __all__ = [
     "SKIP_STRIP",
     "STEM_COLUMNS",
     "VECTOR",
+    "ranking_kernel",
     "suits_few_rows",
 ]
 
@@ -27,6 +29,7 @@ GROUP = 8  # blocks of a dense input, at most, whose gradient a task makes
 NEURON_LANES = 16  # vector of a neuron-wise dot product
 NEURON_DEPTHS = (1, 2, 4, 8)  # such vectors of channels that neuron-wise kernels group
 RANKED_BLOCKS = (128, 1024)  # most scores that a ranking kernel takes: on the stack, on the heap
+FEW_BLOCKS = 32  # most scores of a position for which a bit each fits a lane
 FEW_ROWS = 256  # samples up to which a linear layer reads its weights as they are
 ROW_LANES = 16  # inputs of a linear layer of few rows that are a vector
 ROW_STRIP = 16  # such vectors that a task takes at a time
@@ -39,3 +42,11 @@ SCORE_CHANNELS = 64  # projected weights are padded to whole register tiles of a
 def suits_few_rows(rows: int, inputs: int, outputs: int, block: int) -> bool:
     """Whether the kernels of linear layers of few rows take a layer of this size."""
     return rows <= FEW_ROWS and inputs % ROW_LANES == 0 and outputs % block == 0
+
+
+def ranking_kernel(blocks: int) -> str | None:
+    """The kernel that ranks so many scores a position; None if there are too many."""
+    if blocks <= FEW_BLOCKS:
+        return "rank_few"
+    capacity = next((most for most in RANKED_BLOCKS if blocks <= most), None)
+    return None if capacity is None else f"rank_winners_{capacity}"

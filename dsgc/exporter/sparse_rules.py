@@ -20,8 +20,8 @@ from dsgc.codegen.tiles import (
     DENSE_BLOCK,
     NEURON_LANES,
     PROJECTED_LANES,
-    RANKED_BLOCKS,
     ROW_LANES,
+    ranking_kernel,
     suits_few_rows,
 )
 from dsgc.exporter.errors import unsupported
@@ -65,14 +65,14 @@ def select(writer: Writer, selector: Selector, source: Source) -> Chosen:
     positions = BATCH * (out_size[0] * out_size[1])
     scores = _scores(writer, selector, source, out_size)
     winners, blocks = selector.winners, selector.blocks
-    capacity = next((most for most in RANKED_BLOCKS if blocks <= most), None)
-    if capacity is None:
+    ranking = ranking_kernel(blocks)
+    if ranking is None:
         raise unsupported(
             f"layer {settings.name!r} has {blocks} blocks to rank", "choose larger blocks"
         )
     program = writer.program
     index = program.buffer(positions, winners, dtype="int32")
-    program.call(families.lists(), f"rank_winners_{capacity}", scores, index)
+    program.call(families.lists(), ranking, scores, index)
     rowptr = program.buffer(positions + 1, dtype="int32")
     program.call(families.rows(), "equal_rows", rowptr, winners)
     slots = positions * winners

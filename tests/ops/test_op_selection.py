@@ -34,7 +34,7 @@ def literal_winners(scores: torch.Tensor, winners: int, size: Pair, tile: Pair) 
 @settings(max_examples=60)
 @given(
     batch=st.integers(0, 3),
-    blocks=st.integers(1, 12),
+    blocks=st.integers(1, 40),
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     tile=st.sampled_from(((1, 1), (2, 2), (3, 2))),
     share=st.floats(0, 1),

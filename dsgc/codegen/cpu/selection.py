@@ -22,7 +22,13 @@ from dsgc.codegen.cpu.layout import (
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.tiles import DENSE_BLOCK, PROJECTED_LANES, RANKED_BLOCKS, SCORE_CHANNELS
+from dsgc.codegen.tiles import (
+    DENSE_BLOCK,
+    PROJECTED_LANES,
+    RANKED_BLOCKS,
+    SCORE_CHANNELS,
+    ranking_kernel,
+)
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.reference import selection as reference
 from dsgc.ops.spec import Activation
@@ -176,17 +182,18 @@ def select_winners(
     """``dsgc::select_winners``."""
     check_float32(scores)
     positions, blocks = scores.shape
-    capacity = next((most for most in RANKED_BLOCKS if blocks <= most), None)
-    if tuple(tile) != (1, 1) or capacity is None or not 1 <= winners <= blocks:
+    ranking = ranking_kernel(blocks)
+    if tuple(tile) != (1, 1) or ranking is None or not 1 <= winners <= blocks:
         return reference.select_winners(scores, winners, out_size, tile, bits)
     rowptr = torch.arange(0, (positions + 1) * winners, winners, dtype=torch.int32)
     if bits:
         mask = torch.empty((positions, ceil_div(blocks, 8)), dtype=torch.uint8)
+        capacity = next(most for most in RANKED_BLOCKS if blocks <= most)
         rank = libraries(families.lists(), f"rank_bits_{capacity}")
         rank(scores.contiguous(), mask, winners)
         return mask, rowptr
     index = torch.empty((positions, winners), dtype=torch.int32)
-    libraries(families.lists(), f"rank_winners_{capacity}")(scores.contiguous(), index)
+    libraries(families.lists(), ranking)(scores.contiguous(), index)
     return index.view(-1), rowptr
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from dsgc.codegen.tiles import VECTOR
+from dsgc.codegen.tiles import FEW_BLOCKS, VECTOR
+
+_RANKED_ROWS = 1024  # that a task of rank_few ranks
 
 
 def rank_winners(capacity: int) -> Any:
@@ -56,6 +58,74 @@ def rank_winners(capacity: int) -> Any:
                 index[p, i] = chosen[i]
 
     return kernel
+
+
+def rank_few() -> Any:
+    """:func:`rank_winners` of at most 32 scores a row, for 16 rows side by side.
+
+    The best score of every row is found and struck out, ``winners`` times, on integers in the order
+    of the scores. What was found is a bit for each score, which comes back by ascending index.
+    """
+
+    @T.prim_func(s_tir=True)
+    def rank_few(scores_h: T.handle, index_h: T.handle):
+        T.func_attr({"global_symbol": "rank_few", "tirx.noalias": True})
+        positions = T.int64()
+        blocks = T.int64()
+        winners = T.int64()
+        scores = T.match_buffer(scores_h, (positions, blocks), "float32", align=4)
+        index = T.match_buffer(index_h, (positions, winners), "int32", align=4)
+        for task in T.parallel((positions + (_RANKED_ROWS - 1)) // _RANKED_ROWS):
+            key = T.alloc_buffer((FEW_BLOCKS, VECTOR), "int32")
+            begin: T.let = task * _RANKED_ROWS
+            count: T.let = T.min(positions - begin, T.int64(_RANKED_ROWS))
+            for group in T.serial((count + (VECTOR - 1)) // VECTOR):
+                bits = T.alloc_buffer((VECTOR,), "int32")
+                best = T.alloc_buffer((VECTOR,), "int32")
+                at = T.alloc_buffer((VECTOR,), "int32")
+                first: T.let = begin + group * VECTOR
+                for v in T.serial(VECTOR):
+                    row: T.let = T.min(first + v, positions - 1)
+                    for n in T.serial(blocks):
+                        key[n, v] = T.reinterpret("int32", scores[row, n])
+                for n in T.serial(blocks):
+                    # NaN becomes infinity, a negative zero a positive one.
+                    for v in T.vectorized(VECTOR):
+                        key[n, v] = T.Select(
+                            (key[n, v] & T.int32(0x7FFFFFFF)) > T.int32(0x7F800000),
+                            T.int32(0x7F800000),
+                            T.Select(key[n, v] == T.int32(-(2**31)), 0, key[n, v]),
+                        )
+                    for v in T.vectorized(VECTOR):
+                        key[n, v] = key[n, v] ^ ((key[n, v] >> 31) & T.int32(0x7FFFFFFF))
+                for v in T.vectorized(VECTOR):
+                    bits[v] = 0
+                for _ in T.serial(winners):
+                    for v in T.vectorized(VECTOR):
+                        best[v] = T.int32(-(2**31))
+                    for v in T.vectorized(VECTOR):
+                        at[v] = 0
+                    for n in T.serial(blocks):
+                        for v in T.vectorized(VECTOR):
+                            at[v] = T.Select(key[n, v] > best[v], T.cast(n, "int32"), at[v])
+                        for v in T.vectorized(VECTOR):
+                            best[v] = T.max(best[v], key[n, v])
+                    for n in T.serial(blocks):
+                        for v in T.vectorized(VECTOR):
+                            key[n, v] = T.Select(
+                                at[v] == T.cast(n, "int32"), T.int32(-(2**31)), key[n, v]
+                            )
+                    for v in T.vectorized(VECTOR):
+                        bits[v] = bits[v] | (T.int32(1) << at[v])
+                for i in T.serial(winners):
+                    for v in T.vectorized(VECTOR):
+                        at[v] = T.popcount((bits[v] & (T.int32(0) - bits[v])) - 1)
+                    for v in T.vectorized(VECTOR):
+                        bits[v] = bits[v] & (bits[v] - 1)
+                    for v in T.serial(T.min(positions - first, T.int64(VECTOR))):
+                        index[first + v, i] = at[v]
+
+    return rank_few
 
 
 def rank_bits(capacity: int) -> Any:
