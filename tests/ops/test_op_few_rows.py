@@ -47,7 +47,7 @@ class Case(NamedTuple):
 def cases() -> st.SearchStrategy[Case]:
     return st.builds(
         Case,
-        samples=st.integers(1, 40),
+        samples=st.integers(1, 40) | st.integers(90, 200),  # a chunk has 96
         channels=st.integers(1, 12).map(lambda n: 16 * n),
         area=st.sampled_from([(1, 1), (2, 2), (1, 3)]),
         blocks=st.integers(1, 6),

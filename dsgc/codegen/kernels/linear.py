@@ -16,13 +16,15 @@ from dsgc.codegen.tiles import ROW_LANES as LANES
 from dsgc.codegen.tiles import ROW_STRIP
 
 MEMBERS = 3  # samples, or vectors of inputs, in a register tile beside its outputs
+GROUPS = 32  # such tiles of samples whose sums are kept while weights go by
+STRIP = 32  # vectors of inputs whose weights stay in the first-level cache
 
 
 def row_products(bo: int, outputs: int) -> Any:
     """``y[slot] = bias[n] + <x[sample], w[n]>`` for the samples that chose block ``n``.
 
     Sums are kept as vectors over inputs, ``outputs`` of them for each of three samples, and added
-    up at the end.
+    up at the end. A strip of the weights serves all samples of a chunk before the next is read.
     """
     name = f"row_products_{bo}"
     held = min(outputs, bo)
@@ -55,50 +57,62 @@ def row_products(bo: int, outputs: int) -> Any:
             part: T.let = task % (bo // held) * held
             first: T.let = T.cast(start[n], "int64")
             last: T.let = T.cast(start[n + 1], "int64")
-            for group in T.serial((last - first + (MEMBERS - 1)) // MEMBERS):
-                row = T.alloc_buffer((MEMBERS,), "int64")
-                acc0 = T.alloc_buffer((held, LANES), "float32")
-                acc1 = T.alloc_buffer((held, LANES), "float32")
-                acc2 = T.alloc_buffer((held, LANES), "float32")
-                for u in T.unroll(MEMBERS):
-                    at: T.let = T.min(first + group * MEMBERS + u, last - 1)
-                    row[u] = T.cast(sample[at], "int64")
-                for s in T.unroll(held):
-                    for v in T.vectorized(LANES):
-                        acc0[s, v] = T.float32(0)
-                    for v in T.vectorized(LANES):
-                        acc1[s, v] = T.float32(0)
-                    for v in T.vectorized(LANES):
-                        acc2[s, v] = T.float32(0)
-                for k in T.serial(vectors):
+            sums = T.alloc_buffer((GROUPS, MEMBERS, held, LANES), "float32")
+            for chunk in T.serial((last - first + (GROUPS * MEMBERS - 1)) // (GROUPS * MEMBERS)):
+                begin: T.let = first + chunk * (GROUPS * MEMBERS)
+                groups: T.let = T.min((last - begin + (MEMBERS - 1)) // MEMBERS, T.int64(GROUPS))
+                for group in T.serial(groups):
+                    for u in T.unroll(MEMBERS):
+                        for s in T.unroll(held):
+                            for v in T.vectorized(LANES):
+                                sums[group, u, s, v] = T.float32(0)
+                for strip in T.serial((vectors + (STRIP - 1)) // STRIP):
+                    depth: T.let = T.min(vectors - strip * STRIP, T.int64(STRIP))
+                    for group in T.serial(groups):
+                        row = T.alloc_buffer((MEMBERS,), "int64")
+                        acc0 = T.alloc_buffer((held, LANES), "float32")
+                        acc1 = T.alloc_buffer((held, LANES), "float32")
+                        acc2 = T.alloc_buffer((held, LANES), "float32")
+                        for u in T.unroll(MEMBERS):
+                            at: T.let = T.min(begin + group * MEMBERS + u, last - 1)
+                            row[u] = T.cast(sample[at], "int64")
+                        for s in T.unroll(held):
+                            for v in T.vectorized(LANES):
+                                acc0[s, v] = sums[group, 0, s, v]
+                            for v in T.vectorized(LANES):
+                                acc1[s, v] = sums[group, 1, s, v]
+                            for v in T.vectorized(LANES):
+                                acc2[s, v] = sums[group, 2, s, v]
+                        for i in T.serial(depth):
+                            k: T.let = strip * STRIP + i
+                            for s in T.unroll(held):
+                                for v in T.vectorized(LANES):
+                                    acc0[s, v] = acc0[s, v] + x[row[0], k, v] * w[n, part + s, k, v]
+                                for v in T.vectorized(LANES):
+                                    acc1[s, v] = acc1[s, v] + x[row[1], k, v] * w[n, part + s, k, v]
+                                for v in T.vectorized(LANES):
+                                    acc2[s, v] = acc2[s, v] + x[row[2], k, v] * w[n, part + s, k, v]
+                        for s in T.unroll(held):
+                            for v in T.vectorized(LANES):
+                                sums[group, 0, s, v] = acc0[s, v]
+                            for v in T.vectorized(LANES):
+                                sums[group, 1, s, v] = acc1[s, v]
+                            for v in T.vectorized(LANES):
+                                sums[group, 2, s, v] = acc2[s, v]
+                for i in T.serial(T.min(last - begin, T.int64(GROUPS * MEMBERS))):
+                    out: T.let = T.cast(slot[begin + i], "int64")
                     for s in T.unroll(held):
-                        for v in T.vectorized(LANES):
-                            acc0[s, v] = acc0[s, v] + x[row[0], k, v] * w[n, part + s, k, v]
-                        for v in T.vectorized(LANES):
-                            acc1[s, v] = acc1[s, v] + x[row[1], k, v] * w[n, part + s, k, v]
-                        for v in T.vectorized(LANES):
-                            acc2[s, v] = acc2[s, v] + x[row[2], k, v] * w[n, part + s, k, v]
-                for s in T.unroll(held):
-                    for v in T.vectorized(LANES // 2):
-                        acc0[s, v] = acc0[s, v] + acc0[s, LANES // 2 + v]
-                    for v in T.vectorized(LANES // 2):
-                        acc1[s, v] = acc1[s, v] + acc1[s, LANES // 2 + v]
-                    for v in T.vectorized(LANES // 2):
-                        acc2[s, v] = acc2[s, v] + acc2[s, LANES // 2 + v]
-                out = T.alloc_buffer((MEMBERS,), "int64")
-                for u in T.unroll(MEMBERS):
-                    at: T.let = T.min(first + group * MEMBERS + u, last - 1)
-                    out[u] = T.cast(slot[at], "int64")
-                total = T.alloc_buffer((MEMBERS,), "float32")
-                for s in T.unroll(held):
-                    for u in T.unroll(MEMBERS):
-                        total[u] = bias[n, part + s]
-                    for v in T.unroll(LANES // 2):
-                        total[0] = total[0] + acc0[s, v]
-                        total[1] = total[1] + acc1[s, v]
-                        total[2] = total[2] + acc2[s, v]
-                    for u in T.unroll(MEMBERS):
-                        y[out[u], part + s] = total[u]
+                        total = T.alloc_scalar("float32")
+                        total = bias[n, part + s]
+                        half = T.alloc_buffer((LANES // 2,), "float32")
+                        for v in T.vectorized(LANES // 2):
+                            half[v] = (
+                                sums[i // MEMBERS, i % MEMBERS, s, v]
+                                + sums[i // MEMBERS, i % MEMBERS, s, LANES // 2 + v]
+                            )
+                        for v in T.unroll(LANES // 2):
+                            total = total + half[v]
+                        y[out, part + s] = total
 
     return kernel
 
