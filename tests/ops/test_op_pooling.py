@@ -18,6 +18,7 @@ OVERLAPPING = Pooling(
     mode="max", kernel=(3, 3), stride=(2, 2), padding=(1, 1), ceil_mode=True,
     count_include_pad=False,
 )  # fmt: skip
+MANY_BLOCKS = replace(OVERLAPPING, source=Source(1, 530, 4, 4, 8, "identity", 0.4, False, 1))
 
 
 def _dense_pooling(case: Pooling, x: Tensor) -> Tensor:
@@ -31,6 +32,7 @@ def _dense_pooling(case: Pooling, x: Tensor) -> Tensor:
 @given(case=poolings())
 @example(case=OVERLAPPING)
 @example(case=replace(OVERLAPPING, mode="avg"))
+@example(case=MANY_BLOCKS)
 def test_pool2d_is_the_pooling_of_the_dense_tensor(namespace: Namespace, case: Pooling) -> None:
     source, ops = case.source.build(namespace.dtype), namespace.ops
     values, index, rowptr, argmax = ops.pool2d(*source.arguments(ops), *case.arguments)

@@ -12,12 +12,16 @@ from typing import Any
 from tvm.script import tirx as T
 
 TAPS = 254
+BITS = 64
 FROM_ZERO = 255
 END = 2147483647
 
 
 def count_union() -> Any:
-    """``counts[p]``: how many blocks the window of output position ``p`` holds."""
+    """``counts[p]``: how many blocks the window of output position ``p`` holds.
+
+    Where they are numbered below 64, a bit each; else by the merge.
+    """
 
     @T.prim_func(s_tir=True)
     def count_union(
@@ -38,13 +42,22 @@ def count_union() -> Any:
             tail = T.alloc_buffer((TAPS,), "int32")
             found = T.alloc_scalar("int32")
             current = T.alloc_scalar("int32")
+            highest = T.alloc_scalar("int32")
+            bits = T.alloc_scalar("int64")
+            highest = 0
+            bits = T.int64(0)
             for t in T.serial(taps):
                 near: T.let = T.cast(table[t, p % pixels], "int64")
                 q: T.let = p // pixels * area + T.max(near, T.int64(0))
                 head[t] = rowptr[q]
                 tail[t] = T.Select(near >= 0, rowptr[q + 1], rowptr[q])
-            found = 0
-            current = 0
+                for s in T.serial(tail[t] - head[t]):
+                    block: T.let = index[T.cast(head[t] + s, "int64")]
+                    highest = T.max(highest, block)
+                    bits = bits | (T.int64(1) << T.cast(block & (BITS - 1), "int64"))
+            # Beyond the bits the merge counts from nothing, else it is over before it begins.
+            found = T.if_then_else(highest < BITS, T.cast(T.popcount(bits), "int32"), 0)
+            current = T.if_then_else(highest < BITS, T.int32(END), 0)
             while current != T.int32(END):
                 current = T.int32(END)
                 for t in T.serial(taps):
