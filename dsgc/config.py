@@ -235,7 +235,8 @@ class SparsityConfig:
         ranking: outputs are ranked "normalized" by a batch norm that reads them directly, with its
             running statistics, or "raw" (as published).
         epsilon: accuracy of drs, sets the reduced dimension.
-        reduced_dimension: overrides the reduced dimension that follows from epsilon.
+        reduced_dimension: of a window, instead of what follows from epsilon. Of a projected pixel
+            it is that by the taps of the window: 288 gives 32 for a 3x3 convolution.
         refresh: training steps between two projections of the weights: fewer in the beginning (see
             `refresh_interval`), more for layers whose projection costs as much as very many
             samples, which linear ones may have.
