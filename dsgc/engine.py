@@ -33,7 +33,7 @@ from dsgc.skeleton import Skeletons
 from dsgc.trace import CallShape, Traced, trace
 from dsgc.watch import named_ranges, profiler_is_on
 
-__all__ = ["Engine", "Program"]
+__all__ = ["Engine", "Program", "no_sparse_layer"]
 
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -317,12 +317,12 @@ class Engine:
         reasons = {site: d.reason for site, d in self.decisions.items()}
         if any(d.too_dear for d in self.decisions.values()):
             warnings.warn(
-                f"dsgc: the model runs dense. {_nothing(reasons)}", UserWarning, stacklevel=4
+                f"dsgc: the model runs dense. {no_sparse_layer(reasons)}", UserWarning, stacklevel=4
             )
             return
         self.decisions.clear()
         self.programs.clear()
-        raise NothingToSparsifyError(_nothing(reasons), reasons)
+        raise NothingToSparsifyError(no_sparse_layer(reasons), reasons)
 
     def _add_unseen(self) -> None:
         """Decisions about the layers that are in no graph."""
@@ -347,7 +347,8 @@ def _load_kernels() -> None:
     cpu_kernels()
 
 
-def _nothing(reasons: dict[str, str]) -> str:
+def no_sparse_layer(reasons: dict[str, str]) -> str:
+    """What is said where no layer is sparse, with the reason for each."""
     lines = [f"  {site or 'the model'}: {reason}" for site, reason in reasons.items()]
     listed = "\n".join(lines) if lines else "  the model has no convolution and no linear layer"
     return (

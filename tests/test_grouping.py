@@ -93,6 +93,17 @@ def test_planted_groups_are_found_and_selection_then_loses_nothing() -> None:
     assert not torch.allclose(scattered, dense, atol=1e-3)
 
 
+def why_fixed(model: nn.Module, x: Tensor, *layers: str) -> dict[str, str]:
+    """Groups a model, which must compute what it did; by layer, why its channels had to stay."""
+    config = dsgc.SparsityConfig(sparsity=0.8, rules=dict.fromkeys(layers, 0.8))
+    before = model(x)
+    grouping = dsgc.group_neurons(model, config=config, example_inputs=x)
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    fixed = {layer.name: layer.fixed for layer in grouping.layers}
+    assert ("no: " in str(grouping)) == any(fixed.values())
+    return fixed
+
+
 class Tangled(nn.Module):
     """Depthwise and shared convolutions, a gate a channel, a residual sum."""
 
@@ -117,11 +128,8 @@ class Tangled(nn.Module):
 def test_a_layer_called_twice_ties_what_it_reads_to_what_it_makes() -> None:
     torch.manual_seed(0)
     model, x = Tangled().eval(), images(16, 8, 8)
-    config = dsgc.SparsityConfig(sparsity=0.8, rules={"again": 0.8, "first": 0.8})
-    before = model(x)
     first = model.first.weight.detach().clone()
-    dsgc.group_neurons(model, config=config, example_inputs=x)
-    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    why_fixed(model, x, "again", "first")
     # The gate's view is an operation that may depend on the order: its channels stay, and with
     # them all that they are added to or multiplied by.
     assert torch.equal(model.first.weight, first)
@@ -160,15 +168,11 @@ class Reader(nn.Module):
 def test_channels_that_something_else_reads_stay(how: str, reason: str) -> None:
     torch.manual_seed(0)
     model, x = Reader(how).eval(), images(8, 8, 8)
-    config = dsgc.SparsityConfig(sparsity=0.8, rules={"a": 0.8, "b": 0.8})
-    before, weight = model(x), model.a.weight.detach().clone()
-    grouping = dsgc.group_neurons(model, config=config, example_inputs=x)
-    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
-    fixed = {layer.name: layer.fixed for layer in grouping.layers}
+    weight = model.a.weight.detach().clone()
+    fixed = why_fixed(model, x, "a", "b")
     assert fixed["b"] == ""
     assert re.search(reason, fixed["a"]), fixed["a"]
     assert torch.equal(model.a.weight, weight)
-    assert "no: " in str(grouping)
 
 
 def test_the_optimizers_state_goes_along() -> None:
@@ -216,11 +220,7 @@ class Branching(nn.Module):
 def test_parts_of_a_model_that_does_not_trace() -> None:
     torch.manual_seed(0)
     model, x = Branching().eval(), images(8, 8, 8)
-    config = dsgc.SparsityConfig(sparsity=0.8, rules={"body.0": 0.8, "body.2": 0.8})
-    before = model(x)
-    grouping = dsgc.group_neurons(model, config=config, example_inputs=x)
-    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
-    fixed = {layer.name: layer.fixed for layer in grouping.layers}
+    fixed = why_fixed(model, x, "body.0", "body.2")
     assert fixed["body.0"] == ""
     assert "output" in fixed["body.2"]
 

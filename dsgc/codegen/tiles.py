@@ -44,9 +44,11 @@ def suits_few_rows(rows: int, inputs: int, outputs: int, block: int) -> bool:
     return rows <= FEW_ROWS and inputs % ROW_LANES == 0 and outputs % block == 0
 
 
-def ranking_kernel(blocks: int) -> str | None:
-    """The kernel that ranks so many scores a position; None if there are too many."""
-    if blocks <= FEW_BLOCKS:
+def ranking_kernel(blocks: int, bits: bool = False) -> str | None:
+    """The kernel that ranks so many scores a position, into a bitmask if ``bits``; None if there
+    are too many.
+    """
+    if blocks <= FEW_BLOCKS and not bits:
         return "rank_few"
     capacity = next((most for most in RANKED_BLOCKS if blocks <= most), None)
-    return None if capacity is None else f"rank_winners_{capacity}"
+    return None if capacity is None else f"rank_{'bits' if bits else 'winners'}_{capacity}"

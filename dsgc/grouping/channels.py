@@ -51,15 +51,11 @@ class Member:
     dim: int
     repeat: int
 
-    def ordered(self, order: Tensor) -> Tensor:
-        """A copy of the tensor with its channels in another order."""
-        return self.like(self.tensor, order)
-
-    def like(self, other: Tensor, order: Tensor) -> Tensor:
-        """The same for another tensor of this shape, a momentum for example."""
-        shape = other.shape
-        cut = other.detach().reshape(*shape[: self.dim], len(order), self.repeat, -1)
-        return cut.index_select(self.dim, order.to(other.device)).reshape(shape)
+    def ordered(self, tensor: Tensor, order: Tensor) -> Tensor:
+        """A copy of the tensor, or of one of its shape, with its channels in another order."""
+        shape = tensor.shape
+        cut = tensor.detach().reshape(*shape[: self.dim], len(order), self.repeat, -1)
+        return cut.index_select(self.dim, order.to(tensor.device)).reshape(shape)
 
 
 @dataclass

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dsgc.ops.layout import ceil_div
-
 __all__ = ["block_sizes", "cluster", "kept_share"]
 
 _ROUNDS = 40  # at most; fewer as a rule
@@ -87,5 +85,5 @@ def kept_share(fired: Tensor, block: int, winners: int) -> float:
         return 1.0
     missing = -fired.shape[1] % block
     padded = torch.nn.functional.pad(fired, (0, missing))
-    sums = padded.view(len(fired), ceil_div(fired.shape[1], block), block).sum(2)
+    sums = padded.view(len(fired), padded.shape[1] // block, block).sum(2)
     return float(sums.topk(min(winners, sums.shape[1]), dim=1).values.sum()) / total

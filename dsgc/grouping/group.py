@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from dsgc.api import settled
 from dsgc.config import SparsityConfig
-from dsgc.engine import Engine, Program
+from dsgc.engine import Engine, Program, no_sparse_layer
 from dsgc.errors import InputError, NothingToSparsifyError
 from dsgc.grouping.channels import Channels, Space, read_channels
 from dsgc.grouping.cluster import cluster, kept_share
@@ -147,8 +147,7 @@ class _Look:
         self.decisions = {s: d for s, d in engine.decisions.items() if d.sparse or d.too_dear}
         if not self.decisions:
             reasons = {site: decision.reason for site, decision in engine.decisions.items()}
-            listed = "\n".join(f"  {site}: {reason}" for site, reason in reasons.items())
-            raise NothingToSparsifyError(f"no layer would be sparse:\n{listed}", reasons)
+            raise NothingToSparsifyError(no_sparse_layer(reasons), reasons)
         self.shares = balance_winners(self.decisions.values())
         self.nodes = {
             decision.site: _activated(node)
@@ -264,8 +263,7 @@ def _grouped(
 @torch.no_grad()
 def _reorder(space: Space, order: Tensor, optimizer: torch.optim.Optimizer | None) -> None:
     for member in space.members.values():
-        member.tensor.copy_(member.ordered(order))
         state = {} if optimizer is None else optimizer.state.get(member.tensor, {})
-        for value in state.values():
+        for value in (member.tensor, *state.values()):
             if isinstance(value, Tensor) and value.shape == member.tensor.shape:
-                value.copy_(member.like(value, order))
+                value.copy_(member.ordered(value, order))

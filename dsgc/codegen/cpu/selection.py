@@ -25,7 +25,6 @@ from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.tiles import (
     DENSE_BLOCK,
     PROJECTED_LANES,
-    RANKED_BLOCKS,
     SCORE_CHANNELS,
     ranking_kernel,
 )
@@ -182,15 +181,13 @@ def select_winners(
     """``dsgc::select_winners``."""
     check_float32(scores)
     positions, blocks = scores.shape
-    ranking = ranking_kernel(blocks)
+    ranking = ranking_kernel(blocks, bits)
     if tuple(tile) != (1, 1) or ranking is None or not 1 <= winners <= blocks:
         return reference.select_winners(scores, winners, out_size, tile, bits)
     rowptr = torch.arange(0, (positions + 1) * winners, winners, dtype=torch.int32)
     if bits:
         mask = torch.empty((positions, ceil_div(blocks, 8)), dtype=torch.uint8)
-        capacity = next(most for most in RANKED_BLOCKS if blocks <= most)
-        rank = libraries(families.lists(), f"rank_bits_{capacity}")
-        rank(scores.contiguous(), mask, winners)
+        libraries(families.lists(), ranking)(scores.contiguous(), mask, winners)
         return mask, rowptr
     index = torch.empty((positions, winners), dtype=torch.int32)
     libraries(families.lists(), ranking)(scores.contiguous(), index)
