@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10 import Options, Run
 from cifar10_data import Cifar10, DataError, load, normalized
+from cifar10_run import Options, Run
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor

@@ -134,10 +134,40 @@ def test_a_run_begins_with_the_parameters_of_a_dense_one(data: Path, tmp_path: P
     moved, here = before["features.3.weight"].flatten(), after["features.3.weight"].flatten()
     assert not torch.equal(moved, here)
     assert torch.equal(moved.sort().values, here.sort().values)
+    taught = run("cifar10.py", data, *begun, "--distill", dense, "--out", tmp_path / "taught")
+    assert "epoch 1" in taught.stderr
+    losses = [
+        json.loads((out / "results.json").read_text())["epochs"][0]["train_loss"]
+        for out in (dense, tmp_path / "taught")
+    ]
+    assert losses[0] != losses[1]
     refused = run("cifar10.py", data, *begun, "--width", 0.25, "--out", tmp_path / "x", expect=2)
     assert "of width 0.5" in refused.stderr
     refused = run("cifar10.py", data, *options, "--start", sparse, "--out", dense, expect=2)
-    assert "takes a dense one" in refused.stderr
+    assert "take a dense one" in refused.stderr
+
+
+@pytest.mark.parametrize("data", ["binary"], indirect=True)
+def test_accuracy_is_held_against_time(data: Path, tmp_path: Path) -> None:
+    options = (*QUICK, "--width", 0.5, "--epochs", 1, "--rate", 0.02)
+    dense, sparse = tmp_path / "dense", tmp_path / "sparse"
+    run("cifar10.py", data, *options, "--sparsity", 0, "--bf16", "--out", dense)
+    run("cifar10.py", data, *options, "--sparsity", 0.9, "--out", sparse)
+    checkpoints = [(out / "checkpoint.pt").read_bytes() for out in (dense, sparse)]
+    quick = ("--rounds", 2, "--threads", 1, "--out", tmp_path / "frontier")
+    made = run("cifar10_frontier.py", data, dense, sparse, *quick)
+    content = json.loads((tmp_path / "frontier.json").read_text())
+    points = {point["name"]: point for point in content["points"]}
+    assert sorted(points) == ["dense", "dense, float32", "sparse"]
+    assert all(len(seconds) == 2 for seconds in content["seconds"].values())
+    assert 0 < points["sparse"]["multiply_adds"] < points["dense"]["multiply_adds"]
+    fastest = min(points.values(), key=lambda point: float(point["step"]))
+    (line,) = (one for one in made.stdout.splitlines() if one.startswith(f"| {fastest['name']} |"))
+    assert f"**{1000 * fastest['step']:.0f}**" in line
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    assert [(out / "checkpoint.pt").read_bytes() for out in (dense, sparse)] == checkpoints
+    missing = run("cifar10_frontier.py", data, tmp_path / "x", expect=2)
+    assert "No such file" in missing.stderr
 
 
 @pytest.mark.parametrize("data", ["python"], indirect=True)
