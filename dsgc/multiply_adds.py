@@ -84,6 +84,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.total.search += _search(values)
         if name.startswith("stem_conv2d"):
             self._stem(name, values)
+        if name.startswith("dense_linear"):
+            self._linear(name, values)
         if name not in ("conv2d", "conv2d_backward"):
             return
         weight = values["weight"]
@@ -109,6 +111,13 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.total.selected += everything * float(outputs.mean()) / weight.shape[0]
         self.total.done += done * times
         self.total.dense += everything * times
+
+    def _linear(self, name: str, values: Mapping[str, Any]) -> None:
+        backward = name != "dense_linear"
+        times = int(values["need_x"]) + int(values["need_weight"]) if backward else 1
+        amount = int(values["x"].numel()) * int(values["weight"].shape[0]) * times
+        self.total.done += amount
+        self.total.dense += amount
 
     def _stem(self, name: str, values: Mapping[str, Any]) -> None:
         backward = name != "stem_conv2d"

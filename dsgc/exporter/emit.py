@@ -210,6 +210,7 @@ class _Emitter:
         if (name := own_operator(node)) is not None:
             own = {
                 "stem_conv2d": self.stem,
+                "dense_linear": self.linear,
                 "conv2d": lambda n: self.sparse_convolution(self.arguments(n)),
                 "pool2d": self.packed_pool,
                 "unpack": self.unpack,
@@ -240,6 +241,10 @@ class _Emitter:
             self.writer, x, weight, bias, (window[0], window[1], window[2])
         )
         return replace(made, fleeting=is_fleeting(node))
+
+    def linear(self, node: fx.Node) -> Rows:
+        x, weight, bias = self.arguments(node)
+        return dense_rules.linear(self.writer, self.rows(x, node), weight, bias)
 
     def sparse_convolution(self, arguments: Sequence[Any]) -> Packed:
         weight, bias, chosen, _, block, *window = arguments[7:]

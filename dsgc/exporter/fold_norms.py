@@ -19,7 +19,7 @@ Parameters = tuple[Tensor, Tensor]
 
 _WITHOUT_AFFINE = {"affine": "identity", "affine_relu": "relu"}
 # Where operators take their weight; the bias comes behind it.
-_WEIGHT_AT = {"conv2d": 7, "stem_conv2d": 1}
+_WEIGHT_AT = {"conv2d": 7, "stem_conv2d": 1, "dense_linear": 1}
 
 
 def fold_norms(graph: fx.GraphModule) -> fx.GraphModule:

@@ -95,7 +95,7 @@ def _kind(node: fx.Node) -> Kind:
         return "sparse"
     if lowered and label == "conv2d":
         return "sparse"
-    if is_layer(node) or (lowered and label == "stem_conv2d"):
+    if is_layer(node) or (lowered and label in ("stem_conv2d", "dense_linear")):
         return "dense"
     if batch_norm(node) is not None or isinstance(module, (MaskedBatchNorm, PackedBatchNorm)):
         return "norm"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dsgc.ops import activation, convolution, pooling, selection, statistics, stem
+from dsgc.ops import activation, convolution, linear, pooling, selection, statistics, stem
 from dsgc.ops.layout import (
     ceil_div,
     conv_output_size,
@@ -47,6 +47,7 @@ SPECS: tuple[OpSpec, ...] = (
     *pooling.SPECS,
     *selection.SPECS,
     *stem.SPECS,
+    *linear.SPECS,
 )
 
 

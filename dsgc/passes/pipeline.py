@@ -31,6 +31,7 @@ from dsgc.passes.flatten_linear import flatten_linear
 from dsgc.passes.functionalize import functionalize
 from dsgc.passes.insert_double_mask import insert_double_mask
 from dsgc.passes.insert_selection import insert_selection
+from dsgc.passes.lower_dense_linear import lower_dense_linear
 from dsgc.passes.lower_to_packed import lower_to_packed
 from dsgc.passes.mark_layers import mark_layers
 from dsgc.passes.prefer_channels_last import prefer_channels_last
@@ -93,6 +94,7 @@ LOWERING = (
     Pass(
         lower_to_packed, before=(selections_inserted, masks_are_double), after=(everything_lowered,)
     ),
+    Pass(lower_dense_linear, after=(everything_lowered,)),
     Pass(choose_kernels, before=(everything_lowered,), after=(one_namespace,)),
 )
 

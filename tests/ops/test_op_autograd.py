@@ -105,6 +105,19 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
                 for grad, x, weight, _, *window in grads(ops.stem_conv2d, stem())
                 for needs in ((True, True, True), (False, True, False))]  # fmt: skip
 
+    def linear() -> list[tuple[Any, ...]]:
+        found = []
+        for rows, inputs, outputs, bias in ((3, 16, 16, True), (2, 5, 3, False)):
+            x = _leaf(torch.randn(rows, inputs, dtype=dtype))
+            vector = _leaf(torch.randn(outputs, dtype=dtype)) if bias else None
+            found.append((x, _leaf(torch.randn(outputs, inputs, dtype=dtype)), vector))
+        return found
+
+    def linear_backward() -> list[tuple[Any, ...]]:
+        found = grads(ops.dense_linear, linear())
+        return [(grad, x, weight, *needs) for grad, x, weight, _ in found
+                for needs in ((True, True, True), (False, True, False))]  # fmt: skip
+
     def pack() -> list[tuple[Any, ...]]:
         x = _leaf(torch.randn(2, 10, *SIZE, dtype=dtype))
         return [(x, *_input(namespace, block, "relu").selection, block) for block in (1, 8)]
@@ -135,6 +148,8 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
         "batch_stats_backward": stats_backward,
         "stem_conv2d": stem,
         "stem_conv2d_backward": stem_backward,
+        "dense_linear": linear,
+        "dense_linear_backward": linear_backward,
         "pool2d": pool,
         "pool2d_backward": pool_backward,
         "drs_scores": drs,
@@ -179,11 +194,13 @@ def _gradcheck(op: Any, *arguments: Any) -> None:
 REFERENCE = Namespace.named("dsgc")
 
 
-@pytest.mark.parametrize("name", ["activate", "pack", "unpack", "batch_stats", "stem_conv2d"])
+@pytest.mark.parametrize(
+    "name", ["activate", "pack", "unpack", "batch_stats", "stem_conv2d", "dense_linear"]
+)
 def test_gradcheck(name: str) -> None:
     for arguments in _operations(REFERENCE)[name]():
         operator = getattr(REFERENCE.ops, name)
-        plain = name in ("pack", "stem_conv2d")
+        plain = name in ("pack", "stem_conv2d", "dense_linear")
         _gradcheck(operator if plain else _through_pack(operator), *arguments)
 
 

@@ -8,7 +8,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from dsgc.codegen.cpu import activation, convolution, convolution_backward, pooling, selection, stem
+from dsgc.codegen.cpu import (
+    activation,
+    convolution,
+    convolution_backward,
+    dense_linear,
+    pooling,
+    selection,
+    stem,
+)
 from dsgc.codegen.cpu.libraries import Libraries
 
 __all__ = ["Libraries", "kernels"]
@@ -30,6 +38,8 @@ _OPERATORS: tuple[Callable[..., Any], ...] = (
     selection.select_above,
     stem.stem_conv2d,
     stem.stem_conv2d_backward,
+    dense_linear.dense_linear,
+    dense_linear.dense_linear_backward,
 )
 
 

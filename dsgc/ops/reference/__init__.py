@@ -16,6 +16,7 @@ from dsgc.ops.reference.activation import (
     unpack_backward,
 )
 from dsgc.ops.reference.convolution import conv2d, conv2d_backward
+from dsgc.ops.reference.linear import dense_linear, dense_linear_backward
 from dsgc.ops.reference.pooling import pool2d, pool2d_backward
 from dsgc.ops.reference.selection import drs_scores, select_above, select_winners
 from dsgc.ops.reference.statistics import batch_stats, batch_stats_backward
@@ -31,6 +32,8 @@ KERNELS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
         "batch_stats_backward": batch_stats_backward,
         "conv2d": conv2d,
         "conv2d_backward": conv2d_backward,
+        "dense_linear": dense_linear,
+        "dense_linear_backward": dense_linear_backward,
         "drs_scores": drs_scores,
         "pack": pack,
         "pool2d": pool2d,
