@@ -12,7 +12,7 @@ from dsgc.passes.patterns import layer_module, shape_of
 __all__ = ["lower_dense_linear"]
 
 # Below, calling the operator costs as much as it saves.
-_FEWEST_WEIGHTS = 1 << 18
+_FEWEST_WEIGHTS = 1 << 20
 
 
 def lower_dense_linear(gm: fx.GraphModule, context: Context) -> fx.GraphModule:

@@ -63,9 +63,9 @@ class _Net(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(3, 64, 3, padding=1)
         self.second = nn.Conv2d(64, 64, 3, padding=1)
-        self.wide = nn.Linear(64 * 16, 256)
-        self.norm = nn.BatchNorm1d(256)
-        self.small = nn.Linear(256, 256)
+        self.wide = nn.Linear(64 * 16, 1024)
+        self.norm = nn.BatchNorm1d(1024)
+        self.small = nn.Linear(1024, 256)
         self.head = nn.Linear(256, 5)
 
     def forward(self, x: Tensor) -> Tensor:
