@@ -146,7 +146,7 @@ def dense(bo: int) -> Family:
 
         return [
             dense_source.dense_convolution(bo, target.members),
-            dense_source.dense_weight_gradient(bo, target.held(bo)),
+            dense_source.dense_weight_gradient(bo, target.held(DENSE_BLOCK)),
             dense_source.dense_data_gradient(bo, target.held(DENSE_BLOCK)),
             *weights.all_forms(1, bo),
         ]

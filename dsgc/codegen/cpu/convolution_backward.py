@@ -127,15 +127,17 @@ def _dense_weight_gradient(
     rows = padded_source(libraries, source)
     tile = dense_tile(rows.shape[1])
     lists = by_block(libraries, target, blocks, geometry.target_area, tile)
-    shape = (blocks, taps, rows.shape[1], block)
+    shape = (rows.shape[1] // DENSE_BLOCK, taps, blocks, block, DENSE_BLOCK)
     partials = max(1, min(_PARTIAL_BYTES // (4 * prod(shape)), ceil_div(target.positions, tile)))
     out = libraries.scratch("partial", (partials, *shape))
     splits = max(1, min(blocks, 16 // partials))
     libraries(families.dense(block), f"dense_weight_gradient_{block}")(
-        rows, grad, *lists, out, splits, geometry.table(), geometry.source_area
+        rows.view(rows.shape[0], -1, DENSE_BLOCK),
+        *(grad, *lists, out, splits, geometry.table(), geometry.source_area),
     )
     total = out[0] if partials == 1 else out.sum(0)
-    return plain_weight(libraries, total.view(blocks, taps, -1, DENSE_BLOCK, block), weight)
+    # Its vectors are of input channels: blocks of the transposed weight.
+    return plain_weight(libraries, total, weight.transpose(0, 1)).transpose(0, 1)
 
 
 def _packed_weight_gradient(

@@ -88,15 +88,17 @@ def dense_convolution(bo: int, members: int) -> Any:
 
 
 def dense_weight_gradient(bo: int, held: int) -> Any:
-    """``dw[n, tap, k] += x[q, k] * dy[p, n]`` for every channel ``k``.
+    """``dw[c, tap, n, s] += dy[p, n, s] * x[q, c]`` for every block ``c`` of 16 channels.
 
     Partial sum ``i`` is over its share of the tiles of positions, so that a tile of ``x`` is read
     from memory once for all output blocks; ``splits`` tasks share the output blocks of one partial
-    sum. ``held`` channels are accumulated in registers at a time.
+    sum. ``held`` vectors of channels are accumulated in registers at a time, where registers allow
+    those of two blocks, which share every value of ``dy`` that is loaded.
     """
     name = f"dense_weight_gradient_{bo}"
-    depth = min(held, DENSE_BLOCK)
-    half = depth // 2  # two buffers, as one of 1 KiB would not become registers
+    lanes = DENSE_BLOCK
+    side = 2 if held >= DENSE_BLOCK else 1
+    depth = min(held // side, bo)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -113,31 +115,33 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
     ):
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         rows = T.int64()
-        channels = T.int64()
+        blocks_in = T.int64()
         blocks_out = T.int64()
         taps = T.int64()
         pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
         table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
-        x = T.match_buffer(x_h, (rows, channels), "float32", align=4)
+        x = T.match_buffer(x_h, (rows, blocks_in, lanes), "float32", align=4)
         dy = T.match_buffer(dy_h, (slots, bo), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
         sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         partials = T.int64()
-        dw = T.match_buffer(dw_h, (partials, blocks_out, taps, channels, bo), "float32", align=4)
+        dw = T.match_buffer(
+            dw_h, (partials, blocks_in, taps, blocks_out, bo, lanes), "float32", align=4
+        )
         for task in T.parallel(partials * splits):
             part: T.let = task // splits
             n0: T.let = (task % splits) * blocks_out // splits
             n1: T.let = (task % splits + 1) * blocks_out // splits
             tiles: T.let = (starts - 1) // blocks_out
             tile0: T.let = part * tiles // partials
-            for i in T.serial((n1 - n0) * taps):
-                for k in T.serial(channels):
-                    for v in T.vectorized(bo):
-                        dw[part, n0 + i // taps, i % taps, k, v] = T.float32(0)
+            for i in T.serial(blocks_in * taps):
+                for j in T.serial((n1 - n0) * bo):
+                    for v in T.vectorized(lanes):
+                        dw[part, i // taps, i % taps, n0 + j // bo, j % bo, v] = T.float32(0)
             pair = T.alloc_buffer((CHUNK,), "int64")
             for tile in T.serial((part + 1) * tiles // partials - tile0):
                 for block in T.serial(n1 - n0):
@@ -158,33 +162,41 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
                                         T.cast(slot[begin + i], "int64") << T.int64(32)
                                     )
                                     T.evaluate(
-                                        fetch(T.address_of(x[row + T.cast(near, "int64"), 0]))
+                                        fetch(T.address_of(x[row + T.cast(near, "int64"), 0, 0]))
                                     )
                                     found = found + 1
-                            for k in T.serial(channels // depth):
-                                low = T.alloc_buffer((half, bo), "float32")
-                                high = T.alloc_buffer((half, bo), "float32")
-                                for u in T.unroll(half):
-                                    for v in T.vectorized(bo):
-                                        low[u, v] = dw[part, n, tap, k * depth + u, v]
-                                    for v in T.vectorized(bo):
-                                        high[u, v] = dw[part, n, tap, k * depth + half + u, v]
-                                for i in T.serial(found):
-                                    q: T.let = pair[i] & T.int64(LOW_HALF)
-                                    at: T.let = pair[i] >> T.int64(32)
-                                    T.evaluate(fetch(T.address_of(x[q, (k + 1) * depth])))
-                                    for u in T.unroll(half):
-                                        for v in T.vectorized(bo):
-                                            low[u, v] = low[u, v] + x[q, k * depth + u] * dy[at, v]
-                                        for v in T.vectorized(bo):
-                                            high[u, v] = (
-                                                high[u, v] + x[q, k * depth + half + u] * dy[at, v]
-                                            )
-                                for u in T.unroll(half):
-                                    for v in T.vectorized(bo):
-                                        dw[part, n, tap, k * depth + u, v] = low[u, v]
-                                    for v in T.vectorized(bo):
-                                        dw[part, n, tap, k * depth + half + u, v] = high[u, v]
+                            for c in T.serial((blocks_in + (side - 1)) // side):
+                                # The last block may come twice; both times it gets the same sums.
+                                c0: T.let = c * side
+                                c1: T.let = T.min(c0 + (side - 1), blocks_in - 1)
+                                for s0 in T.serial(bo // depth):
+                                    low = T.alloc_buffer((depth, lanes), "float32")
+                                    high = T.alloc_buffer((depth, lanes), "float32")
+                                    for s in T.unroll(depth):
+                                        for v in T.vectorized(lanes):
+                                            low[s, v] = dw[part, c0, tap, n, s0 * depth + s, v]
+                                        if side == 2:
+                                            for v in T.vectorized(lanes):
+                                                high[s, v] = dw[part, c1, tap, n, s0 * depth + s, v]
+                                    for i in T.serial(found):
+                                        q: T.let = pair[i] & T.int64(LOW_HALF)
+                                        at: T.let = pair[i] >> T.int64(32)
+                                        T.evaluate(fetch(T.address_of(x[q, c1 + 1, 0])))
+                                        if side == 2:
+                                            T.evaluate(fetch(T.address_of(x[q, c1 + 2, 0])))
+                                        for s in T.unroll(depth):
+                                            d: T.let = dy[at, s0 * depth + s]
+                                            for v in T.vectorized(lanes):
+                                                low[s, v] = low[s, v] + d * x[q, c0, v]
+                                            if side == 2:
+                                                for v in T.vectorized(lanes):
+                                                    high[s, v] = high[s, v] + d * x[q, c1, v]
+                                    for s in T.unroll(depth):
+                                        for v in T.vectorized(lanes):
+                                            dw[part, c0, tap, n, s0 * depth + s, v] = low[s, v]
+                                        if side == 2:
+                                            for v in T.vectorized(lanes):
+                                                dw[part, c1, tap, n, s0 * depth + s, v] = high[s, v]
 
     return kernel
 
@@ -195,11 +207,13 @@ def dense_data_gradient(bo: int, held: int) -> Any:
     A task owns ``span`` source pixels, those of whole samples, and ``group`` blocks of 16 input
     channels, so tasks never meet in ``dx``. The lists must be cut at the same samples. For one
     output block, tap and input block the weights stay in registers (``held`` rows of them) while
-    the positions that chose the output block stream by.
+    the positions that chose the output block stream by. Where registers allow, two input blocks
+    share every value of ``dy`` that is loaded.
     """
     name = f"dense_data_gradient_{bo}"
     lanes = DENSE_BLOCK
-    depth = min(held, bo)
+    side = 2 if held >= DENSE_BLOCK else 1
+    depth = min(held // side, bo)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -263,32 +277,53 @@ def dense_data_gradient(bo: int, held: int) -> Any:
                                     )
                                 )
                                 found = found + 1
-                        for u in T.serial(group):
+                        for u in T.serial((group + (side - 1)) // side):
+                            # The last block may come twice; both times it gets the same gradient.
+                            u0: T.let = u * side
+                            u1: T.let = T.min(u0 + (side - 1), group - 1)
                             for half in T.serial(bo // depth):
-                                kept = T.alloc_buffer((depth, lanes), "float32")
+                                kept0 = T.alloc_buffer((depth, lanes), "float32")
+                                kept1 = T.alloc_buffer((depth, lanes), "float32")
                                 for s in T.unroll(depth):
                                     for v in T.vectorized(lanes):
-                                        kept[s, v] = w[
-                                            part * group + u, tap, n, half * depth + s, v
+                                        kept0[s, v] = w[
+                                            part * group + u0, tap, n, half * depth + s, v
                                         ]
+                                    if side == 2:
+                                        for v in T.vectorized(lanes):
+                                            kept1[s, v] = w[
+                                                part * group + u1, tap, n, half * depth + s, v
+                                            ]
                                 for i in T.serial(found):
                                     q: T.let = pair[i] & T.int64(LOW_HALF)
                                     at: T.let = pair[i] >> T.int64(32)
                                     T.evaluate(
-                                        fetch(T.address_of(dx[q, part, u + 1, 0]), write=True)
+                                        fetch(T.address_of(dx[q, part, u1 + 1, 0]), write=True)
                                     )
                                     acc = T.alloc_buffer((2, lanes), "float32")
                                     for v in T.vectorized(lanes):
-                                        acc[0, v] = dx[q, part, u, v]
+                                        acc[0, v] = dx[q, part, u0, v]
                                     for v in T.vectorized(lanes):
-                                        acc[1, v] = T.float32(0)
+                                        acc[1, v] = (
+                                            dx[q, part, u1, v] if side == 2 else T.float32(0)
+                                        )
                                     for s in T.unroll(depth):
+                                        d: T.let = dy[at, half * depth + s]
+                                        if side == 2:
+                                            for v in T.vectorized(lanes):
+                                                acc[0, v] = acc[0, v] + d * kept0[s, v]
+                                            for v in T.vectorized(lanes):
+                                                acc[1, v] = acc[1, v] + d * kept1[s, v]
+                                        else:
+                                            for v in T.vectorized(lanes):
+                                                acc[s % 2, v] = acc[s % 2, v] + d * kept0[s, v]
+                                    if side == 2:
                                         for v in T.vectorized(lanes):
-                                            acc[s % 2, v] = (
-                                                acc[s % 2, v]
-                                                + dy[at, half * depth + s] * kept[s, v]
-                                            )
-                                    for v in T.vectorized(lanes):
-                                        dx[q, part, u, v] = acc[0, v] + acc[1, v]
+                                            dx[q, part, u0, v] = acc[0, v]
+                                        for v in T.vectorized(lanes):
+                                            dx[q, part, u1, v] = acc[1, v]
+                                    else:
+                                        for v in T.vectorized(lanes):
+                                            dx[q, part, u0, v] = acc[0, v] + acc[1, v]
 
     return kernel
