@@ -24,10 +24,12 @@ def row_products(bo: int, outputs: int) -> Any:
     """``y[slot] = bias[n] + <x[sample], w[n]>`` for the samples that chose block ``n``.
 
     Sums are kept as vectors over inputs, ``outputs`` of them for each of three samples, and added
-    up at the end. A strip of the weights serves all samples of a chunk before the next is read.
+    up at the end. A strip of the weights serves all samples of a chunk before the next is read, and
+    a strip of the samples all outputs of the block.
     """
     name = f"row_products_{bo}"
     held = min(outputs, bo)
+    parts = bo // held
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -52,23 +54,24 @@ def row_products(bo: int, outputs: int) -> Any:
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
         sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
         y = T.match_buffer(y_h, (slots, bo), "float32", align=4)
-        for task in T.parallel(blocks * (bo // held)):
-            n: T.let = task // (bo // held)
-            part: T.let = task % (bo // held) * held
+        for n in T.parallel(blocks):
             first: T.let = T.cast(start[n], "int64")
             last: T.let = T.cast(start[n + 1], "int64")
-            sums = T.alloc_buffer((GROUPS, MEMBERS, held, LANES), "float32")
+            sums = T.alloc_buffer((parts, GROUPS, MEMBERS, held, LANES), "float32")
             for chunk in T.serial((last - first + (GROUPS * MEMBERS - 1)) // (GROUPS * MEMBERS)):
                 begin: T.let = first + chunk * (GROUPS * MEMBERS)
                 groups: T.let = T.min((last - begin + (MEMBERS - 1)) // MEMBERS, T.int64(GROUPS))
-                for group in T.serial(groups):
-                    for u in T.unroll(MEMBERS):
-                        for s in T.unroll(held):
-                            for v in T.vectorized(LANES):
-                                sums[group, u, s, v] = T.float32(0)
+                for part in T.serial(parts):
+                    for group in T.serial(groups):
+                        for u in T.unroll(MEMBERS):
+                            for s in T.unroll(held):
+                                for v in T.vectorized(LANES):
+                                    sums[part, group, u, s, v] = T.float32(0)
                 for strip in T.serial((vectors + (STRIP - 1)) // STRIP):
                     depth: T.let = T.min(vectors - strip * STRIP, T.int64(STRIP))
-                    for group in T.serial(groups):
+                    for task in T.serial(parts * groups):
+                        part: T.let = task // groups
+                        group: T.let = task % groups
                         row = T.alloc_buffer((MEMBERS,), "int64")
                         acc0 = T.alloc_buffer((held, LANES), "float32")
                         acc1 = T.alloc_buffer((held, LANES), "float32")
@@ -78,41 +81,43 @@ def row_products(bo: int, outputs: int) -> Any:
                             row[u] = T.cast(sample[at], "int64")
                         for s in T.unroll(held):
                             for v in T.vectorized(LANES):
-                                acc0[s, v] = sums[group, 0, s, v]
+                                acc0[s, v] = sums[part, group, 0, s, v]
                             for v in T.vectorized(LANES):
-                                acc1[s, v] = sums[group, 1, s, v]
+                                acc1[s, v] = sums[part, group, 1, s, v]
                             for v in T.vectorized(LANES):
-                                acc2[s, v] = sums[group, 2, s, v]
+                                acc2[s, v] = sums[part, group, 2, s, v]
                         for i in T.serial(depth):
                             k: T.let = strip * STRIP + i
                             for s in T.unroll(held):
+                                o: T.let = part * held + s
                                 for v in T.vectorized(LANES):
-                                    acc0[s, v] = acc0[s, v] + x[row[0], k, v] * w[n, part + s, k, v]
+                                    acc0[s, v] = acc0[s, v] + x[row[0], k, v] * w[n, o, k, v]
                                 for v in T.vectorized(LANES):
-                                    acc1[s, v] = acc1[s, v] + x[row[1], k, v] * w[n, part + s, k, v]
+                                    acc1[s, v] = acc1[s, v] + x[row[1], k, v] * w[n, o, k, v]
                                 for v in T.vectorized(LANES):
-                                    acc2[s, v] = acc2[s, v] + x[row[2], k, v] * w[n, part + s, k, v]
+                                    acc2[s, v] = acc2[s, v] + x[row[2], k, v] * w[n, o, k, v]
                         for s in T.unroll(held):
                             for v in T.vectorized(LANES):
-                                sums[group, 0, s, v] = acc0[s, v]
+                                sums[part, group, 0, s, v] = acc0[s, v]
                             for v in T.vectorized(LANES):
-                                sums[group, 1, s, v] = acc1[s, v]
+                                sums[part, group, 1, s, v] = acc1[s, v]
                             for v in T.vectorized(LANES):
-                                sums[group, 2, s, v] = acc2[s, v]
-                for i in T.serial(T.min(last - begin, T.int64(GROUPS * MEMBERS))):
-                    out: T.let = T.cast(slot[begin + i], "int64")
-                    for s in T.unroll(held):
-                        total = T.alloc_scalar("float32")
-                        total = bias[n, part + s]
-                        half = T.alloc_buffer((LANES // 2,), "float32")
-                        for v in T.vectorized(LANES // 2):
-                            half[v] = (
-                                sums[i // MEMBERS, i % MEMBERS, s, v]
-                                + sums[i // MEMBERS, i % MEMBERS, s, LANES // 2 + v]
-                            )
-                        for v in T.unroll(LANES // 2):
-                            total = total + half[v]
-                        y[out, part + s] = total
+                                sums[part, group, 2, s, v] = acc2[s, v]
+                for part in T.serial(parts):
+                    for i in T.serial(T.min(last - begin, T.int64(GROUPS * MEMBERS))):
+                        out: T.let = T.cast(slot[begin + i], "int64")
+                        for s in T.unroll(held):
+                            total = T.alloc_scalar("float32")
+                            total = bias[n, part * held + s]
+                            half = T.alloc_buffer((LANES // 2,), "float32")
+                            for v in T.vectorized(LANES // 2):
+                                half[v] = (
+                                    sums[part, i // MEMBERS, i % MEMBERS, s, v]
+                                    + sums[part, i // MEMBERS, i % MEMBERS, s, LANES // 2 + v]
+                                )
+                            for v in T.unroll(LANES // 2):
+                                total = total + half[v]
+                            y[out, part * held + s] = total
 
     return kernel
 
