@@ -281,6 +281,7 @@ def dense_data_gradient(bo: int, held: int) -> Any:
                             # The last block may come twice; both times it gets the same gradient.
                             u0: T.let = u * side
                             u1: T.let = T.min(u0 + (side - 1), group - 1)
+                            ahead: T.let = T.min(u1 + 1, group - 1)
                             for half in T.serial(bo // depth):
                                 kept0 = T.alloc_buffer((depth, lanes), "float32")
                                 kept1 = T.alloc_buffer((depth, lanes), "float32")
@@ -297,8 +298,9 @@ def dense_data_gradient(bo: int, held: int) -> Any:
                                 for i in T.serial(found):
                                     q: T.let = pair[i] & T.int64(LOW_HALF)
                                     at: T.let = pair[i] >> T.int64(32)
+                                    # Never beyond: that may be another task's, and is to be owned.
                                     T.evaluate(
-                                        fetch(T.address_of(dx[q, part, u1 + 1, 0]), write=True)
+                                        fetch(T.address_of(dx[q, part, ahead, 0]), write=True)
                                     )
                                     acc = T.alloc_buffer((2, lanes), "float32")
                                     for v in T.vectorized(lanes):
