@@ -247,8 +247,10 @@ def dense_data_gradient(bo: int, held: int) -> Any:
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         dx = T.match_buffer(dx_h, (rows, groups, group, lanes), "float32", align=4)
         for task in T.parallel((starts - 1) // blocks_out * groups):
-            tile: T.let = task // groups
-            part: T.let = task % groups
+            # Not the groups of a tile side by side: processors fetch on their own what lies ahead,
+            # and two of them would take the same rows from each other.
+            tile: T.let = task % ((starts - 1) // blocks_out)
+            part: T.let = task // ((starts - 1) // blocks_out)
             for i in T.serial(T.min(span, rows - tile * span)):
                 for u in T.serial(group):
                     for v in T.vectorized(lanes):
