@@ -39,6 +39,7 @@ _SPARSITY_FIELDS = (
     "bn_stats",
     "share_pool",
     "keep_dense",
+    "make_sparse",
 )
 
 
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--refresh", type=int, help="steps between two projections of the weights")
     add("--bn-stats", choices=("active", "all"))
     add("--keep-dense", nargs="+", metavar="LAYER", help="names of layers to keep dense")
+    add("--make-sparse", nargs="+", metavar="LAYER", help="layers to make sparse even at a loss")
     add("--share-pool", action="store_const", const=True, help="one selection a pooling window")
     add("--start", metavar="RUN", help="folder of a dense run whose parameters to begin with")
     add("--group", action="store_true", help="reorder channels first: dsgc.group_neurons")

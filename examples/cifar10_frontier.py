@@ -3,10 +3,10 @@
     python examples/cifar10_frontier.py DATA runs/dense runs/80 runs/90 --out frontier
 
 Training steps and inference of all runs are timed in one process, in turn, with the parameters that
-the runs ended with: search, selection and optimizer included. A run that was trained under autocast
-is timed in float32 as well. The table goes to `frontier.md`, what it is made of to `frontier.json`,
-the picture to `frontier.png`. A run is on the frontier if no other has both a better accuracy and a
-shorter time.
+the runs ended with: search, selection and optimizer included. A dense run that was trained under
+autocast is timed in float32 as well. The table goes to `frontier.md`, what it is made of to
+`frontier.json`, the picture to `frontier.png`. A run is on the frontier if no other has both a
+better accuracy and a shorter time.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _read(folder: Path, data: Cifar10, device: torch.device) -> tuple[dict[str, 
         raise ValueError(f"{folder} has no finished epoch")
     options = Options(**content["options"])
     runs = {folder.name: _made(folder, options, data, device)}
-    if options.bf16:
+    if options.bf16 and not options.sparsity:
         # A checkpoint of other options would be refused, and this one is only to be timed.
         run = _made(folder, options, data, device)
         run.options = replace(options, bf16=False)

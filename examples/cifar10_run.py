@@ -113,7 +113,11 @@ class Run:
         if warmup:
             settings |= {"schedule": "cubic", "warmup_steps": warmup}
         given = dict(options.settings)
-        settings["rules"] = dict.fromkeys(given.pop("keep_dense", ()))
+        # The first rule that fits a layer counts.
+        settings["rules"] = {
+            **dict.fromkeys(given.pop("keep_dense", ())),
+            **dict.fromkeys(given.pop("make_sparse", ()), options.sparsity),
+        }
         config = dsgc.SparsityConfig(**settings, **given)
         if options.group:
             sample = normalized(self.data.train_images[:_GROUPED_BY], self.device)

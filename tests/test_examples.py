@@ -124,7 +124,9 @@ def test_a_run_begins_with_the_parameters_of_a_dense_one(data: Path, tmp_path: P
     dense, sparse = tmp_path / "dense", tmp_path / "sparse"
     options = (*QUICK, "--width", 0.5, "--epochs", 1, "--rate", 0)
     run("cifar10.py", data, *options, "--sparsity", 0, "--out", dense)
-    begun = (*options, "--sparsity", 0.5, "--start", dense)
+    # One layer is sparse whatever it costs, another never.
+    forced = ("--make-sparse", "features.3", "--keep-dense", "features.10")
+    begun = (*options, "--sparsity", 0.5, "--start", dense, *forced)
     made = run("cifar10.py", data, *begun, "--group", "--out", sparse)
     assert "kept before" in made.stderr
     before, after = (
@@ -134,6 +136,9 @@ def test_a_run_begins_with_the_parameters_of_a_dense_one(data: Path, tmp_path: P
     moved, here = before["features.3.weight"].flatten(), after["features.3.weight"].flatten()
     assert not torch.equal(moved, here)
     assert torch.equal(moved.sort().values, here.sort().values)
+    layers = json.loads((sparse / "results.json").read_text())["epochs"][0]["layers"]
+    assert "features.3" in layers
+    assert "features.10" not in layers
     taught = run("cifar10.py", data, *begun, "--distill", dense, "--out", tmp_path / "taught")
     assert "epoch 1" in taught.stderr
     losses = [
