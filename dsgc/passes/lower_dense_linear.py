@@ -35,9 +35,8 @@ def lower_dense_linear(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
 def _large_linear(node: fx.Node) -> nn.Linear | None:
     """The linear layer that a node calls, if it is large and an ordinary one."""
     layer = layer_module(node, (nn.Linear,))
-    if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:
-        return None
-    if not isinstance(layer._parameters.get("bias", layer.bias), nn.Parameter | None):
+    # Parametrized ones are computed, not fetched.
+    if not isinstance(layer, nn.Linear) or not {"weight", "bias"} <= layer._parameters.keys():
         return None
     shape = shape_of(node)
     known = shape is not None and len(shape) == 2

@@ -7,9 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
-from dsgc.codegen import families
 from dsgc.codegen.cpu.layout import check_float32
 from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.cpu.linear import RowLists, data_gradient, products, weight_gradient
 from dsgc.codegen.tiles import DENSE_BLOCK, ROW_LANES, suits_few_rows
 from dsgc.ops.reference import linear as reference
 
@@ -24,16 +24,8 @@ def dense_linear(libraries: Libraries, x: Tensor, weight: Tensor, bias: Tensor |
     check_float32(weight)
     if not _suits(x, weight):
         return reference.dense_linear(x, weight, bias)
-    out = libraries.empty(x.shape[0], weight.shape[0])
-    vector = torch.zeros(weight.shape[0]) if bias is None else bias.detach().contiguous()
-    libraries(families.linear(_BLOCK), f"row_products_{_BLOCK}")(
-        _vectors(x),
-        _by_block(weight),
-        vector.view(-1, _BLOCK),
-        *_everything(x.shape[0], weight.shape[0] // _BLOCK),
-        out.view(-1, _BLOCK),
-    )
-    return out
+    lists = _everything(x.shape[0], weight.shape[0] // _BLOCK)
+    return products(libraries, _vectors(x), weight, bias, lists, _BLOCK).view(x.shape[0], -1)
 
 
 def dense_linear_backward(
@@ -53,15 +45,9 @@ def dense_linear_backward(
     lists = _everything(x.shape[0], weight.shape[0] // _BLOCK)
     dx, dweight = x.new_empty(0), x.new_empty(0)
     if need_x:
-        dx = libraries.empty(*x.shape)
-        libraries(families.linear(_BLOCK), f"row_data_gradient_{_BLOCK}")(
-            slots, _by_block(weight), *lists, _vectors(dx)
-        )
+        dx = data_gradient(libraries, slots, x.shape[0], weight, lists)
     if need_weight:
-        dweight = libraries.empty_like(weight)
-        libraries(families.linear(_BLOCK), f"row_weight_gradient_{_BLOCK}")(
-            _vectors(x), slots, *lists, _by_block(dweight)
-        )
+        dweight = weight_gradient(libraries, slots, _vectors(x), weight, lists)
     return dx, dweight, grad.sum(0) if need_bias else x.new_empty(0)
 
 
@@ -77,13 +63,9 @@ def _vectors(x: Tensor) -> Tensor:
     return x.detach().contiguous().view(x.shape[0], -1, ROW_LANES)
 
 
-def _by_block(weight: Tensor) -> Tensor:
-    return weight.detach().view(weight.shape[0] // _BLOCK, _BLOCK, -1, ROW_LANES)
-
-
 @functools.lru_cache(maxsize=64)
-def _everything(rows: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lists in which every row chose every block: the first slot of each block, and the slot and
+def _everything(rows: int, blocks: int) -> RowLists:
+    """RowLists in which every row chose every block: the first slot of each block, and the slot and
     the row of its members. Slot ``row * blocks + block`` is where a plain matrix has it.
     """
     # What lives on must not be an inference tensor.
@@ -91,4 +73,4 @@ def _everything(rows: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
         start = torch.arange(blocks + 1, dtype=torch.int32) * rows
         row = torch.arange(rows, dtype=torch.int32)
         slot = row * blocks + torch.arange(blocks, dtype=torch.int32).unsqueeze(1)
-        return start, slot.flatten(), row.repeat(blocks)
+        return RowLists(start, slot.flatten(), row.repeat(blocks))

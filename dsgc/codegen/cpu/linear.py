@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from dsgc.codegen import families
@@ -11,7 +13,24 @@ from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.tiles import ROW_LANES, suits_few_rows
 from dsgc.ops.spec import Activation
 
-__all__ = ["is_few_rows", "row_data_gradient", "row_products", "row_weight_gradient"]
+__all__ = [
+    "RowLists",
+    "data_gradient",
+    "is_few_rows",
+    "products",
+    "row_data_gradient",
+    "row_products",
+    "row_weight_gradient",
+    "weight_gradient",
+]
+
+
+class RowLists(NamedTuple):
+    """Who chose each block: where its members begin in the two others, their slots and samples."""
+
+    start: Tensor
+    slot: Tensor
+    sample: Tensor
 
 
 def is_few_rows(weight: Tensor, target: Selection, block: int, geometry: Geometry) -> bool:
@@ -40,58 +59,77 @@ def row_products(
     block: int,
 ) -> Tensor:
     """The selected blocks of every sample: [slots, block]."""
-    out = libraries.empty(target.ids.shape[0], block)
-    libraries(families.linear(block), f"row_products_{block}")(
-        _rows(libraries, source, target.positions),
-        _by_block(weight, block),
-        blocks_of(bias, weight.shape[0], block),
-        *_lists(libraries, weight, target, block),
-        out,
-    )
-    return out
+    rows = _rows(libraries, source, target.positions)
+    return products(libraries, rows, weight, bias, _lists(libraries, weight, target, block), block)
 
 
 def row_weight_gradient(
     libraries: Libraries, grad: Tensor, source: Activation, weight: Tensor, target: Selection
 ) -> Tensor:
     """Like ``weight``; zero for blocks that no sample chose."""
-    block = grad.shape[1]
-    out = libraries.empty_like(weight)
-    libraries(families.linear(block), f"row_weight_gradient_{block}")(
-        _rows(libraries, source, target.positions),
-        grad,
-        *_lists(libraries, weight, target, block),
-        _by_block(out, block),
-    )
-    return out
+    rows = _rows(libraries, source, target.positions)
+    lists = _lists(libraries, weight, target, grad.shape[1])
+    return weight_gradient(libraries, grad, rows, weight, lists)
 
 
 def row_data_gradient(
     libraries: Libraries, grad: Tensor, source: Activation, weight: Tensor, target: Selection
 ) -> Tensor:
     """The gradient of every input, selected or not: rows [P, C] of pixels."""
-    block, samples = grad.shape[1], target.positions
+    samples, channels = target.positions, source.size[0]
+    lists = _lists(libraries, weight, target, grad.shape[1])
+    out = data_gradient(libraries, grad, samples, weight, lists)
+    return out.view(samples, channels, -1).transpose(1, 2).contiguous().view(-1, channels)
+
+
+def products(
+    libraries: Libraries,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lists: RowLists,
+    block: int,
+) -> Tensor:
+    """[slots, block], from ``rows`` [samples, vectors, ROW_LANES]."""
+    out = libraries.empty(lists.slot.shape[0], block)
+    libraries(families.linear(block), f"row_products_{block}")(
+        rows, _by_block(weight, block), blocks_of(bias, weight.shape[0], block), *lists, out
+    )
+    return out
+
+
+def weight_gradient(
+    libraries: Libraries, grad: Tensor, rows: Tensor, weight: Tensor, lists: RowLists
+) -> Tensor:
+    """Like ``weight``, from ``grad`` [slots, block] and ``rows`` [samples, vectors, ROW_LANES]."""
+    block = grad.shape[1]
+    out = libraries.empty_like(weight)
+    libraries(families.linear(block), f"row_weight_gradient_{block}")(
+        rows, grad, *lists, _by_block(out, block)
+    )
+    return out
+
+
+def data_gradient(
+    libraries: Libraries, grad: Tensor, samples: int, weight: Tensor, lists: RowLists
+) -> Tensor:
+    """[samples, inputs], in the order of the weight, from ``grad`` [slots, block]."""
+    block = grad.shape[1]
     out = libraries.empty(samples, weight[0].numel())
     libraries(families.linear(block), f"row_data_gradient_{block}")(
-        grad,
-        _by_block(weight, block),
-        *_lists(libraries, weight, target, block),
-        out.view(samples, -1, ROW_LANES),
+        grad, _by_block(weight, block), *lists, out.view(samples, -1, ROW_LANES)
     )
-    channels = source.size[0]
-    return out.view(samples, channels, -1).transpose(1, 2).contiguous().view(-1, channels)
+    return out
 
 
 def _by_block(weight: Tensor, block: int) -> Tensor:
     return weight.detach().view(weight.shape[0] // block, block, -1, ROW_LANES)
 
 
-def _lists(
-    libraries: Libraries, weight: Tensor, target: Selection, block: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _lists(libraries: Libraries, weight: Tensor, target: Selection, block: int) -> RowLists:
     """One list a block, over all samples: each is a single position."""
-    lists = by_block(libraries, target, weight.shape[0] // block, 1, tile=max(1, target.positions))
-    return lists.start, lists.slot, lists.sample
+    found = by_block(libraries, target, weight.shape[0] // block, 1, tile=max(1, target.positions))
+    return RowLists(found.start, found.slot, found.sample)
 
 
 def _rows(libraries: Libraries, source: Activation, samples: int) -> Tensor:
