@@ -72,9 +72,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values.update(kwargs or {})
         namespace, name = func.namespace, func._opname
         if namespace == "aten":
-            amount = _dense_multiply_adds(name, values)
-            self.total.done += amount
-            self.total.dense += amount
+            self._dense(_dense_multiply_adds(name, values))
         elif namespace.startswith("dsgc"):
             self._packed(name, values)
         return func(*args, **(kwargs or {}))
@@ -83,9 +81,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "drs_scores":
             self.total.search += _search(values)
         if name.startswith("stem_conv2d"):
-            self._stem(name, values)
+            self._dense(_stem(name, values))
         if name.startswith("dense_linear"):
-            self._linear(name, values)
+            self._dense(_linear(name, values))
         if name not in ("conv2d", "conv2d_backward"):
             return
         weight = values["weight"]
@@ -112,22 +110,25 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.total.done += done * times
         self.total.dense += everything * times
 
-    def _linear(self, name: str, values: Mapping[str, Any]) -> None:
-        backward = name != "dense_linear"
-        times = int(values["need_x"]) + int(values["need_weight"]) if backward else 1
-        amount = int(values["x"].numel()) * int(values["weight"].shape[0]) * times
+    def _dense(self, amount: int) -> None:
+        """Note multiply-adds of which none can be left out."""
         self.total.done += amount
         self.total.dense += amount
 
-    def _stem(self, name: str, values: Mapping[str, Any]) -> None:
-        backward = name != "stem_conv2d"
-        wanted = [values["need_x"], values["need_weight"]] if backward else []
-        amount = _dense_multiply_adds(
-            "convolution_backward" if backward else "convolution",
-            {**values, "input": values["x"], "transposed": False, "output_mask": wanted},
-        )
-        self.total.done += amount
-        self.total.dense += amount
+
+def _linear(name: str, values: Mapping[str, Any]) -> int:
+    backward = name != "dense_linear"
+    times = int(values["need_x"]) + int(values["need_weight"]) if backward else 1
+    return int(values["x"].numel()) * int(values["weight"].shape[0]) * times
+
+
+def _stem(name: str, values: Mapping[str, Any]) -> int:
+    backward = name != "stem_conv2d"
+    wanted = [values["need_x"], values["need_weight"]] if backward else []
+    return _dense_multiply_adds(
+        "convolution_backward" if backward else "convolution",
+        {**values, "input": values["x"], "transposed": False, "output_mask": wanted},
+    )
 
 
 def _dense_multiply_adds(name: str, values: Mapping[str, Any]) -> int:

@@ -97,8 +97,7 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
     """
     name = f"dense_weight_gradient_{bo}"
     lanes = DENSE_BLOCK
-    side = 2 if held >= DENSE_BLOCK else 1
-    depth = min(held // side, bo)
+    side, depth = _register_tile(bo, held)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -212,8 +211,7 @@ def dense_data_gradient(bo: int, held: int) -> Any:
     """
     name = f"dense_data_gradient_{bo}"
     lanes = DENSE_BLOCK
-    side = 2 if held >= DENSE_BLOCK else 1
-    depth = min(held // side, bo)
+    side, depth = _register_tile(bo, held)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -331,3 +329,11 @@ def dense_data_gradient(bo: int, held: int) -> Any:
                                             dx[q, part, u0, v] = acc[0, v] + acc[1, v]
 
     return kernel
+
+
+def _register_tile(bo: int, held: int) -> tuple[int, int]:
+    """How many input blocks the gradients take side by side, and how many vectors of each: with few
+    registers two blocks would leave too few of either.
+    """
+    side = 2 if held >= DENSE_BLOCK else 1
+    return side, min(held // side, bo)
