@@ -12,10 +12,11 @@ better accuracy and a shorter time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cifar10_data import Cifar10, DataError, load, normalized
-from cifar10_run import LOOKED_AT, Options, Run
+from cifar10_run import LOOKED_AT, Options, Run, reopen
 
 import dsgc
 from dsgc.files import write_json, write_whole
@@ -52,6 +53,21 @@ class Point:
     search: float | None
     step: float
     inference: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A run and how it is timed.
+
+    Attributes:
+        run: as it ended.
+        results: what it wrote.
+        float32: without the autocast that it was trained under.
+    """
+
+    run: Run
+    results: Any
+    float32: bool = False
 
 
 _TIMES: Mapping[str, Callable[[Point], float]] = MappingProxyType(
@@ -95,32 +111,30 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure(
-    runs: Mapping[str, Run], results: Mapping[str, Any], rounds: int
-) -> tuple[list[Point], dict[str, Timing]]:
+def measure(runs: Mapping[str, Timed], rounds: int) -> tuple[list[Point], dict[str, Timing]]:
     """The points of the runs, and every counted second: of steps and then of inference.
 
     A training step changes parameters, so it is done at a rate of zero.
     """
     steps: dict[str, Callable[[], object]] = {}
     passes: dict[str, Callable[[], object]] = {}
-    for name, run in runs.items():
+    for name, timed in runs.items():
+        run = timed.run
         batch = run.options.batch
         images = normalized(run.data.train_images[:batch], run.device)
         labels = run.data.train_labels[:batch].to(run.device)
         for group in run.optimizer.param_groups:
             group["lr"] = 0.0
         once = TrainingStep(run.model, run.optimizer, F.cross_entropy, images, labels)
-        steps[name] = _in_mode(run, once, training=True)
-        passes[name] = _in_mode(run, partial(_infer, run, images), training=False)
+        steps[name] = _in_mode(timed, once, training=True)
+        passes[name] = _in_mode(timed, partial(_infer, run, images), training=False)
     trained = interleaved(steps, rounds=rounds)
     inferred = interleaved(passes, rounds=rounds)
     points = []
-    for name, run in runs.items():
-        content = results[name]
-        accuracy = content["epochs"][-1]["test_accuracy"]
-        counts = content["multiply_adds"]
-        counted = len(run.data.test_labels[:LOOKED_AT])
+    for name, timed in runs.items():
+        accuracy = timed.results["epochs"][-1]["test_accuracy"]
+        counts = timed.results["multiply_adds"]
+        counted = len(timed.run.data.test_labels[:LOOKED_AT])
         work = [counts[key] / counted if counts else None for key in ("done", "search")]
         times = trained[name].median, inferred[name].median
         points.append(Point(name, accuracy, work[0], work[1], *times))
@@ -128,11 +142,11 @@ def measure(
     return points, seconds | {f"{name}, inference": one for name, one in inferred.items()}
 
 
-def _in_mode(run: Run, do: Callable[[], object], *, training: bool) -> Callable[[], object]:
+def _in_mode(timed: Timed, do: Callable[[], object], *, training: bool) -> Callable[[], object]:
     def act() -> None:
-        if run.model.training != training:
-            run.model.train(training)
-        with run.precision():
+        if timed.run.model.training != training:
+            timed.run.model.train(training)
+        with contextlib.nullcontext() if timed.float32 else timed.run.precision():
             do()
 
     return act
@@ -143,25 +157,18 @@ def _infer(run: Run, images: torch.Tensor) -> None:
     run.model(images)
 
 
-def _read(folder: Path, data: Cifar10, device: torch.device) -> tuple[dict[str, Run], Any]:
+def _read(folder: Path, data: Cifar10, device: torch.device) -> dict[str, Timed]:
     """A run as it ended, by name; the same in float32 if it was trained under autocast."""
-    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    if not content["epochs"]:
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if not results["epochs"]:
         raise ValueError(f"{folder} has no finished epoch")
-    options = Options(**content["options"])
-    runs = {folder.name: _made(folder, options, data, device)}
+    options = Options(**results["options"])
+    limited = data.limited(options.train_images, options.test_images)
+    run = reopen(folder, options, limited, device)
+    found = {folder.name: Timed(run, results)}
     if options.bf16 and not options.sparsity:
-        # A checkpoint of other options would be refused, and this one is only to be timed.
-        run = _made(folder, options, data, device)
-        run.options = replace(options, bf16=False)
-        runs[f"{folder.name}, float32"] = run
-    return runs, content
-
-
-def _made(folder: Path, options: Options, data: Cifar10, device: torch.device) -> Run:
-    run = Run(options, data.limited(options.train_images, options.test_images), device)
-    run.resume(folder / "checkpoint.pt")
-    return run
+        found[f"{folder.name}, float32"] = Timed(run, results, float32=True)
+    return found
 
 
 def draw(points: Sequence[Point], place: Path) -> None:
@@ -198,18 +205,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    runs: dict[str, Run] = {}
-    results: dict[str, Any] = {}
+    runs: dict[str, Timed] = {}
     try:
         data = load(Path(given.data))
         for folder in given.runs:
             print(f"{folder}:", file=sys.stderr, flush=True)
-            found, content = _read(Path(folder), data, device)
-            runs |= found
-            results |= dict.fromkeys(found, content)
+            runs |= _read(Path(folder), data, device)
     except (DataError, dsgc.DsgcError, ValueError, TypeError, KeyError, OSError) as error:
         parser.error(f"{error}" if str(error) else type(error).__name__)
-    points, seconds = measure(runs, results, given.rounds)
+    points, seconds = measure(runs, given.rounds)
     out = Path(given.out)
     text = table(points)
     write_whole(out.with_suffix(".md"), lambda scratch: scratch.write_text(text, encoding="utf-8"))

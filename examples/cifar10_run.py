@@ -24,7 +24,7 @@ from dsgc.inspect.load import BlockLoad
 from dsgc.measure import channels_last
 from dsgc.multiply_adds import count_multiply_adds
 
-__all__ = ["LOOKED_AT", "Epoch", "Options", "Run"]
+__all__ = ["LOOKED_AT", "Epoch", "Options", "Run", "reopen"]
 
 _TEST_BATCH = 500
 LOOKED_AT = 256
@@ -83,7 +83,8 @@ class Run:
         torch.manual_seed(options.seed)
         dense = zoo.build(options.network, width=options.width, in_channels=3, image_size=32)
         if options.start is not None:
-            _load_parameters(dense, Path(options.start), options)
+            run = Path(options.start)
+            _load_parameters(dense, _read_checkpoint(run), run, options)
         self.teacher = self._trained() if options.distill is not None else None
         self.model = self._compiled(channels_last(dense).to(device))
         self.generator = torch.Generator().manual_seed(options.seed)
@@ -98,10 +99,11 @@ class Run:
 
     def _trained(self) -> nn.Module:
         """The dense network to learn from, which may have another width."""
-        place = Path(str(self.options.distill))
-        theirs = _read_checkpoint(place)["options"]
-        model = zoo.build(theirs["network"], width=theirs["width"], in_channels=3, image_size=32)
-        _load_parameters(model, place, Options(**theirs))
+        run = Path(str(self.options.distill))
+        state = _read_checkpoint(run)
+        theirs = Options(**state["options"])
+        model = zoo.build(theirs.network, width=theirs.width, in_channels=3, image_size=32)
+        _load_parameters(model, state, run, theirs)
         return channels_last(model).to(self.device).eval().requires_grad_(False)
 
     def _compiled(self, model: nn.Module) -> nn.Module:
@@ -237,6 +239,7 @@ class Run:
         return rate
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
+        """Within, forward passes compute as they do in training."""
         if not self.options.bf16:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -288,15 +291,21 @@ class Run:
         write_json(place, content)
 
 
+def reopen(folder: Path, options: Options, data: Cifar10, device: torch.device) -> Run:
+    """The run in `folder` as it was left. Raises OSError, and ValueError for other options."""
+    run = Run(options, data, device)
+    run.resume(folder / "checkpoint.pt")
+    return run
+
+
 def _read_checkpoint(run: Path) -> dict[str, Any]:
     """What a run saved. Raises OSError."""
     state: dict[str, Any] = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     return state
 
 
-def _load_parameters(model: nn.Module, run: Path, options: Options) -> None:
+def _load_parameters(model: nn.Module, state: dict[str, Any], run: Path, options: Options) -> None:
     """The parameters of a dense run. Raises ValueError if it is of another network, or sparse."""
-    state = _read_checkpoint(run)
     theirs = state["options"]
     if (theirs["network"], theirs["width"]) != (options.network, options.width):
         raise ValueError(f"{run} is of {theirs['network']} of width {theirs['width']}")

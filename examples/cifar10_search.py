@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_data import Cifar10, DataError, load, normalized
-from cifar10_run import Options, Run
+from cifar10_data import DataError, load, normalized
+from cifar10_run import Options, Run, reopen
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = Options(**json.loads((folder / "results.json").read_text())["options"])
         data = load(Path(given.data)).limited(options.batch, _IMAGES)
-        inputs = list(_inputs(_resumed(options, data, folder)))
+        inputs = list(_inputs(reopen(folder, options, data, torch.device("cpu"))))
     except (DataError, OSError, TypeError, KeyError, ValueError) as error:
         parser.error(f"{folder}: {error}")
     table = Table(
@@ -103,12 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shown = (f"{part:.1%}" for part in parts)
             table.add_row(*what, str(selector.reduced[1]), search, *shown)
     Console().print(table)
-
-
-def _resumed(options: Options, data: Cifar10, folder: Path) -> Run:
-    run = Run(options, data, torch.device("cpu"))
-    run.resume(folder / "checkpoint.pt")
-    return run
 
 
 if __name__ == "__main__":
