@@ -60,6 +60,7 @@ def lists() -> Family:
             lists.fill_lists(),
             lists.expand_bits(),
             lists.set_bits(),
+            lists.mark_blocks(),
             selection.mark_above(),
             pooling.count_union(),
             selection.rank_few(),
@@ -130,8 +131,8 @@ def convolution(bi: int, bo: int) -> Family:
 
         own = [] if bi == 1 else weights.all_forms(bi, bo)
         return [
-            convolution.packed_convolution(bi, bo, target.held(bo)),
-            convolution.packed_weight_gradient(bi, bo, target.held(bo)),
+            convolution.packed_convolution(bi, bo, target.held(bo), target.moves_together),
+            convolution.packed_weight_gradient(bi, bo, target.held(bo), target.moves_together),
             *own,
         ]
 

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from dsgc.codegen.tiles import VECTOR
 from dsgc.errors import ConfigError
 
 __all__ = ["NAMED_TARGETS", "CpuTarget", "host_target", "named_target"]
@@ -52,6 +53,11 @@ class CpuTarget:
     def _refuse(self, field: str, wanted: str) -> None:
         found = getattr(self, field)
         raise ConfigError(f"target {self.name!r}: {field}={found} is not possible: {wanted}", field)
+
+    @property
+    def moves_together(self) -> bool:
+        """Whether it moves the chosen lanes of a vector together in one instruction (AVX-512)."""
+        return self.lanes == VECTOR
 
     def held(self, columns: int) -> int:
         """How many rows of ``columns`` float32 fit in half of the vector registers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BITS",
     "DENSE_BLOCK",
     "FEW_BLOCKS",
     "FEW_ROWS",
@@ -22,7 +23,8 @@ __all__ = [
     "suits_few_rows",
 ]
 
-VECTOR = 16  # lanes that kernels of the search work on at a time
+VECTOR = 16  # lanes that kernels of the search and of sorting work on at a time
+BITS = 32  # blocks of a word of a position's bitmask
 DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels run on it
 STEM_COLUMNS = (64, 32, 16)  # outputs of a register tile; the first that divides them is taken
 GROUP = 8  # blocks of a dense input, at most, whose gradient a task makes

@@ -17,6 +17,7 @@ from dsgc.codegen.cpu.pooling import pool_weights, pool_window
 from dsgc.codegen.cpu.selection import FOUR, score_weight
 from dsgc.codegen.families import Family
 from dsgc.codegen.tiles import (
+    BITS,
     DENSE_BLOCK,
     NEURON_LANES,
     PROJECTED_LANES,
@@ -275,10 +276,13 @@ def _from_packed(
     bi, block, outputs = source.x.block, made.block, weight.shape[0]
     values = writer.activate(source)
     lists = writer.lists(target, ceil_div(outputs, block), geometry.target_area)
+    words = ceil_div(ceil_div(weight.shape[1], bi), BITS)
+    bits = writer.program.buffer(chosen.positions, words, dtype="int32")
+    writer.program.call(families.lists(), "mark_blocks", chosen.ids, chosen.rowptr, bits)
     writer.program.call(
         families.convolution(bi, block),
         f"packed_convolution_{bi}_{block}",
-        *(values, chosen.ids, chosen.rowptr),
+        *(values, bits, chosen.rowptr),
         writer.constant(_blocked(weight, weight.shape[1], bi, block), "weight"),
         writer.bias(bias, outputs, block),
         *lists,

@@ -14,6 +14,7 @@ from dsgc.codegen.cpu.layout import (
     blocks_of,
     by_block,
     check_float32,
+    marked_blocks,
     packed_selection,
     selection,
 )
@@ -73,12 +74,13 @@ def packed_convolution(
     first = blocks_of(bias, layer.outputs, bo)
     kernel = libraries(families.convolution(bi, bo), f"packed_convolution_{bi}_{bo}")
     blocks, area = ceil_div(layer.outputs, bo), layer.geometry.target_area
+    read = marked_blocks(libraries, layer.source, ceil_div(layer.inputs, bi)), layer.source.rowptr
 
     def run(schedule: Schedule) -> Tensor:
         lists = by_block(libraries, target, blocks, area, length=schedule.length)
         out = libraries.empty(target.ids.shape[0], bo)
         where = layer.geometry.table(), layer.geometry.source_area
-        kernel(x, *layer.source, blocked, first, *lists, out, *where, schedule.chunk)
+        kernel(x, *read, blocked, first, *lists, out, *where, schedule.chunk)
         return out
 
     return libraries.tuner.run(layer.key(work), each_schedule(run))

@@ -28,6 +28,7 @@ from dsgc.codegen.cpu.layout import (
     Selection,
     by_block,
     check_float32,
+    marked_blocks,
     packed_selection,
     padded_channels,
     selection,
@@ -147,12 +148,13 @@ def _packed_weight_gradient(
     blocks, taps = ceil_div(layer.outputs, bo), weight[0, 0].numel()
     out = libraries.scratch("partial", (blocks, taps, ceil_div(layer.inputs, bi), bi, bo))
     kernel = libraries(families.convolution(bi, bo), f"packed_weight_gradient_{bi}_{bo}")
+    read = marked_blocks(libraries, layer.source, ceil_div(layer.inputs, bi)), layer.source.rowptr
     where = geometry.table(), geometry.source_area
 
     def run(schedule: Schedule) -> None:
         area, length = geometry.target_area, schedule.length
         lists = by_block(libraries, layer.target, blocks, area, length=length)
-        kernel(values, *layer.source, grad, *lists, out, *where, schedule.chunk)
+        kernel(values, *read, grad, *lists, out, *where, schedule.chunk)
 
     libraries.tuner.run(layer.key("weight gradient"), each_schedule(run))
     return plain_weight(libraries, out, weight)

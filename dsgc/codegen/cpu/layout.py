@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.tiles import DENSE_BLOCK
+from dsgc.codegen.tiles import BITS, DENSE_BLOCK
 from dsgc.errors import UnsupportedError
 from dsgc.ops.layout import ceil_div, is_bitmask
 from dsgc.ops.spec import Activation
@@ -27,6 +27,7 @@ __all__ = [
     "dense_rows",
     "every_block",
     "limits",
+    "marked_blocks",
     "new_dense",
     "packed_selection",
     "padded_channels",
@@ -244,6 +245,13 @@ def by_block(
     fill = libraries(families.lists(), "fill_lists")
     fill(index, rowptr, cursor, slot, sample, pixel, tile, area)
     return Lists(start, slot, sample, pixel)
+
+
+def marked_blocks(libraries: Libraries, chosen: Selection, blocks: int) -> Tensor:
+    """Which of ``blocks`` each position has, a bit each: int32 [P, blocks / BITS, rounded up]."""
+    bits = torch.empty((chosen.positions, ceil_div(blocks, BITS)), dtype=torch.int32)
+    libraries(families.lists(), "mark_blocks")(*chosen, bits)
+    return bits
 
 
 def new_dense(batch: int, size: Sequence[int]) -> Tensor:

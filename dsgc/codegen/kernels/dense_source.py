@@ -12,12 +12,12 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from dsgc.codegen.kernels.convolution import LOW_HALF
 from dsgc.codegen.kernels.prefetch import fetch
 from dsgc.codegen.tiles import DENSE_BLOCK
 
 # Target positions whose input rows stay in the second-level cache during a weight gradient.
 CHUNK = 96
+LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input row below
 
 
 def dense_convolution(bo: int, members: int) -> Any:

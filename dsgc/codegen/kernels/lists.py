@@ -12,6 +12,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from dsgc.codegen.tiles import BITS
+
 
 def count_lists() -> Any:
     """``counts[tile, block]``: how many slots of the tile chose the block."""
@@ -137,3 +139,33 @@ def set_bits() -> Any:
                 )
 
     return set_bits
+
+
+def mark_blocks() -> Any:
+    """Words of 32 blocks: bit ``c % 32`` of ``bits[position, c // 32]`` says that ``c`` is there.
+
+    Like :func:`set_bits`, but for few blocks: a position's words are summed in a register.
+    """
+
+    @T.prim_func(s_tir=True)
+    def mark_blocks(index_h: T.handle, rowptr_h: T.handle, bits_h: T.handle):
+        T.func_attr({"global_symbol": "mark_blocks", "tirx.noalias": True})
+        positions = T.int64()
+        words = T.int64()
+        rows = T.int64()
+        slots = T.int64()
+        index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
+        bits = T.match_buffer(bits_h, (positions, words), "int32", align=4)
+        for p in T.parallel(positions):
+            first: T.let = T.cast(rowptr[p], "int64")
+            for word in T.serial(words):
+                found = T.alloc_scalar("int32")
+                found = 0
+                for j in T.serial(T.cast(rowptr[p + 1], "int64") - first):
+                    c: T.let = index[first + j]
+                    here: T.let = T.cast(c // BITS, "int64") == word
+                    found = found | T.Select(here, T.int32(1) << (c % BITS), 0)
+                bits[p, word] = found
+
+    return mark_blocks
