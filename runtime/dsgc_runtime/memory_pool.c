@@ -2,7 +2,7 @@
  *
  * The C library returns large blocks to the system as soon as they are freed, and the system clears every page again when it is
  * touched next: more time than most kernels spend on the data. Here freed blocks wait for the next request. Blocks in use and
- * blocks waiting together never exceed the most that was in use at once by more than a quarter: without that slack, sizes that
+ * blocks waiting together never exceed the most that was in use at once by more than a half: without that slack, sizes that
  * change a little from step to step would push each other out.
  */
 #include <dlpack/dlpack.h>
@@ -80,7 +80,7 @@ DLManagedTensor* dsgc_take_floats(int64_t count) {
   if (!block) {
     size_t wanted = in_use + bytes;
     size_t most = wanted > most_in_use ? wanted : most_in_use;
-    while (waiting && wanted + waiting_bytes > most + most / 4) drop_oldest();
+    while (waiting && wanted + waiting_bytes > most + most / 2) drop_oldest();
     block = calloc(1, sizeof(Block));
     if (block && !(block->base = map_pages(bytes))) {
       free(block);
