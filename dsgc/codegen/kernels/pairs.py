@@ -32,22 +32,22 @@ def lowest(bits: Any) -> Any:
     return T.call_llvm_pure_intrin("uint32", "llvm.cttz.i32", bits, T.bool(True))
 
 
-def odd(lanes: Any) -> Any:
-    """Which of int32x16 are odd."""
-    return (lanes & T.broadcast(T.int32(1), VECTOR)) != T.broadcast(T.int32(0), VECTOR)
+def common(some: Any, others: Any) -> Any:
+    """Where int32x16 have a bit in common."""
+    return (some & others) != T.broadcast(T.int32(0), VECTOR)
 
 
-def together(values: Any, rest: Any) -> Any:
-    """The lanes of ``values`` int32x16 whose ``rest`` is odd, side by side from the first on."""
+def together(values: Any, lanes: Any) -> Any:
+    """The chosen lanes of ``values`` int32x16 side by side, from the first on."""
     zero = T.broadcast(T.int32(0), VECTOR)
     name = "llvm.x86.avx512.mask.compress"
-    return T.call_llvm_pure_intrin("int32x16", name, values, zero, odd(rest))
+    return T.call_llvm_pure_intrin("int32x16", name, values, zero, lanes)
 
 
-def how_many(rest: Any) -> Any:
-    """How many lanes of ``rest`` int32x16 are odd."""
+def how_many(lanes: Any) -> Any:
+    """How many of 16 lanes are chosen."""
     name = "llvm.vector.reduce.add"
-    return T.call_llvm_pure_intrin("int32", name, T.cast(odd(rest), "int32x16"))
+    return T.call_llvm_pure_intrin("int32", name, T.cast(lanes, "int32x16"))
 
 
 @T.macro
@@ -110,8 +110,8 @@ def sort_by_vectors(  # type: ignore[no-untyped-def]
     """The same for AVX-512, which moves the chosen lanes of a vector together: 16 members at a time
     are asked for one source block after the other. No branch depends on what was selected.
 
-    ``room`` has for each member which of a word's blocks its neighbour has (not yet asked for, the
-    next one lowest), the neighbour's slot of the next block, and its own slot.
+    ``room`` has for each member which of a word's blocks its neighbour has, the neighbour's slot of
+    the next of them, and its own slot.
     """
     groups: T.let = (members + (VECTOR - 1)) // VECTOR
     for word in T.serial(bits.shape[1]):
@@ -125,10 +125,13 @@ def sort_by_vectors(  # type: ignore[no-untyped-def]
         for i in T.serial(groups * VECTOR - members):
             room[0, members + i] = 0
         for group in T.serial(groups):
-            rest = T.alloc_buffer((VECTOR,), "int32")
+            has = T.alloc_buffer((VECTOR,), "int32")
             at = T.alloc_buffer((VECTOR,), "int32")
+            now = T.alloc_buffer((VECTOR,), "int32")
             for v in T.vectorized(VECTOR):
-                rest[v] = room[0, group * VECTOR + v]
+                now[v] = 1
+            for v in T.vectorized(VECTOR):
+                has[v] = room[0, group * VECTOR + v]
             for v in T.vectorized(VECTOR):
                 at[v] = room[1, group * VECTOR + v]
             for bit in T.serial(T.min(end.shape[0] - word * BITS, T.int64(BITS))):
@@ -136,15 +139,20 @@ def sort_by_vectors(  # type: ignore[no-untyped-def]
                 place: T.let = T.cast(end[c], "int64")
                 # What is written beyond the chosen is overwritten by the next group, or never read.
                 source[T.ramp(place, 1, VECTOR)] = together(
-                    at[T.ramp(0, 1, VECTOR)], rest[T.ramp(0, 1, VECTOR)]
+                    at[T.ramp(0, 1, VECTOR)],
+                    common(has[T.ramp(0, 1, VECTOR)], now[T.ramp(0, 1, VECTOR)]),
                 )
                 member[T.ramp(place, 1, VECTOR)] = together(
-                    room[2, T.ramp(group * VECTOR, 1, VECTOR)], rest[T.ramp(0, 1, VECTOR)]
+                    room[2, T.ramp(group * VECTOR, 1, VECTOR)],
+                    common(has[T.ramp(0, 1, VECTOR)], now[T.ramp(0, 1, VECTOR)]),
                 )
-                end[c] = end[c] + how_many(rest[T.ramp(0, 1, VECTOR)])
+                end[c] = end[c] + how_many(
+                    common(has[T.ramp(0, 1, VECTOR)], now[T.ramp(0, 1, VECTOR)])
+                )
+                at[T.ramp(0, 1, VECTOR)] = at[T.ramp(0, 1, VECTOR)] + T.cast(
+                    common(has[T.ramp(0, 1, VECTOR)], now[T.ramp(0, 1, VECTOR)]), "int32x16"
+                )
                 for v in T.vectorized(VECTOR):
-                    at[v] = at[v] + (rest[v] & 1)
-                for v in T.vectorized(VECTOR):
-                    rest[v] = T.shift_right(rest[v], 1)
+                    now[v] = T.shift_left(now[v], 1)
             for v in T.vectorized(VECTOR):
                 room[1, group * VECTOR + v] = at[v]
