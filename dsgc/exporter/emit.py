@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.exporter import dense_rules, elementwise_rules, sparse_rules
+from dsgc.exporter import dense_rules, elementwise_rules, search_rules, sparse_rules
 from dsgc.exporter.errors import unsupported
 from dsgc.exporter.program import Program, View
 from dsgc.exporter.recognise import (
@@ -228,7 +228,7 @@ class _Emitter:
 
     def selection(self, node: fx.Node, module: PackedSelection) -> tuple[Chosen, Chosen]:
         selector = module.selector
-        chosen = sparse_rules.select(self.writer, selector, self.source(self.arguments(node)))
+        chosen = search_rules.select(self.writer, selector, self.source(self.arguments(node)))
         self.result.sparsity[selector.settings.name] = 1.0 - selector.winners / selector.blocks
         return chosen, chosen
 

@@ -17,7 +17,7 @@ from torch.onnx.ops import symbolic
 
 from dsgc.exporter.errors import unsupported
 from dsgc.exporter.recognise import affine_of
-from dsgc.exporter.sparse_rules import check_selection
+from dsgc.exporter.search_rules import check_selection
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.masked import masked_conv2d, masked_linear
 from dsgc.ops.normalization import MaskedBatchNorm

@@ -16,6 +16,7 @@ from dsgc.ops.layout import (
     mask_to_selection,
     selection_to_mask,
 )
+from dsgc.ops.normalization import running_affine
 from dsgc.ops.reference.selection import above_mask, block_scores, drs_scores, winners_mask
 from dsgc.select.projection import (
     estimate_unit,
@@ -150,17 +151,11 @@ class Selector(nn.Module):
 
     def _ranked(self) -> tuple[Tensor | None, Tensor | None]:
         """Scale and offset [K] that make what is ranked of a product of input and weight."""
-        bias = self.layer.bias
-        norm = self.norm
+        bias, norm = self.layer.bias, self.norm
         if norm is None or norm.running_var is None or norm.running_mean is None:
             return None, bias
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        if norm.weight is not None:
-            scale = scale * norm.weight
-        offset = -norm.running_mean * scale
-        if bias is not None:
-            offset = offset + bias * scale
-        return scale, offset if norm.bias is None else offset + norm.bias
+        scale, shift = running_affine(norm)
+        return scale, shift if bias is None else shift + bias * scale
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as `mask`."""
