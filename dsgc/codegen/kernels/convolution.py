@@ -131,9 +131,10 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
                             member,
                         )
                     for c in T.serial(blocks_in):
-                        for j in T.unroll(AHEAD):
-                            following: T.let = T.cast(source[(c + 1) * span + j], "int64")
-                            T.evaluate(fetch(T.address_of(x[following, 0])))
+                        if by_vectors:
+                            for j in T.unroll(AHEAD):
+                                following: T.let = T.cast(source[(c + 1) * span + j], "int64")
+                                T.evaluate(fetch(T.address_of(x[following, 0])))
                         for part in T.serial(bi // rows):
                             kept = T.alloc_buffer((rows, bo), "float32")
                             for s in T.unroll(rows):
@@ -146,9 +147,10 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
                             for i in T.serial(T.cast(end[c], "int64") - c * span):
                                 q: T.let = T.cast(source[c * span + i], "int64")
                                 out: T.let = T.cast(member[c * span + i], "int64")
-                                # Beyond the bucket lies what an earlier one left there.
-                                later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
-                                T.evaluate(fetch(T.address_of(x[later, 0])))
+                                if by_vectors:
+                                    # Beyond the bucket lies what an earlier one left there.
+                                    later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
+                                    T.evaluate(fetch(T.address_of(x[later, 0])))
                                 acc = T.alloc_buffer((2, bo), "float32")
                                 for v in T.vectorized(bo):
                                     acc[0, v] = y[out, v]
@@ -269,9 +271,10 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                             member,
                         )
                     for c in T.serial(blocks_in):
-                        for j in T.unroll(AHEAD):
-                            following: T.let = T.cast(source[(c + 1) * span + j], "int64")
-                            T.evaluate(fetch(T.address_of(x[following, 0])))
+                        if by_vectors:
+                            for j in T.unroll(AHEAD):
+                                following: T.let = T.cast(source[(c + 1) * span + j], "int64")
+                                T.evaluate(fetch(T.address_of(x[following, 0])))
                         for part in T.serial(bi // rows):
                             low = T.alloc_buffer((half, bo), "float32")
                             high = T.alloc_buffer((half, bo), "float32")
@@ -284,8 +287,9 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                             for i in T.serial(T.cast(end[c], "int64") - c * span):
                                 q: T.let = T.cast(source[c * span + i], "int64")
                                 out: T.let = T.cast(member[c * span + i], "int64")
-                                later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
-                                T.evaluate(fetch(T.address_of(x[later, 0])))
+                                if by_vectors:
+                                    later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
+                                    T.evaluate(fetch(T.address_of(x[later, 0])))
                                 for s in T.unroll(half):
                                     for v in T.vectorized(bo):
                                         low[s, v] = low[s, v] + x[q, part * rows + s] * dy[out, v]
