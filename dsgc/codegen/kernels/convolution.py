@@ -18,13 +18,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from dsgc.codegen.kernels.pairs import (
-    AHEAD,
-    OFTEN,
-    sort_by_vectors,
-    sort_one_by_one,
-    whole_vectors,
-)
+from dsgc.codegen.kernels.pairs import AHEAD, sort_pairs, whole_vectors
 from dsgc.codegen.kernels.prefetch import fetch
 
 
@@ -80,7 +74,6 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
             first: T.let = T.cast(start[task], "int64")
             length: T.let = T.cast(start[task + 1], "int64") - first
             span: T.let = whole_vectors(size)
-            often: T.let = source_slots * OFTEN >= source_positions * blocks_in
             end = T.alloc_buffer((blocks_in,), "int32")
             source = T.alloc_buffer((blocks_in * span + AHEAD,), "int32")
             member = T.alloc_buffer((blocks_in * span + AHEAD,), "int32")
@@ -92,44 +85,24 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
                     for v in T.vectorized(bo):
                         y[T.cast(slot[begin + i], "int64"), v] = bias[n, v]
                 for tap in T.serial(taps):
-                    for c in T.serial(blocks_in):
-                        end[c] = T.cast(c * span, "int32")
-                    if by_vectors and often:
-                        sort_by_vectors(
-                            x,
-                            bits,
-                            rowptr,
-                            slot,
-                            sample,
-                            pixel,
-                            table,
-                            area,
-                            tap,
-                            begin,
-                            members,
-                            room,
-                            end,
-                            source,
-                            member,
-                        )
-                    else:
-                        sort_one_by_one(
-                            x,
-                            bits,
-                            rowptr,
-                            slot,
-                            sample,
-                            pixel,
-                            table,
-                            area,
-                            tap,
-                            begin,
-                            members,
-                            room,
-                            end,
-                            source,
-                            member,
-                        )
+                    sort_pairs(
+                        by_vectors,
+                        x,
+                        bits,
+                        rowptr,
+                        slot,
+                        sample,
+                        pixel,
+                        table,
+                        area,
+                        tap,
+                        begin,
+                        members,
+                        room,
+                        end,
+                        source,
+                        member,
+                    )
                     for c in T.serial(blocks_in):
                         if by_vectors:
                             for j in T.unroll(AHEAD):
@@ -218,7 +191,6 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
             n: T.let = task // taps
             tap: T.let = task % taps
             span: T.let = whole_vectors(size)
-            often: T.let = source_slots * OFTEN >= source_positions * blocks_in
             end = T.alloc_buffer((blocks_in,), "int32")
             source = T.alloc_buffer((blocks_in * span + AHEAD,), "int32")
             member = T.alloc_buffer((blocks_in * span + AHEAD,), "int32")
@@ -232,44 +204,24 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                 last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
                 for chunk in T.serial((last - first + (size - 1)) // size):
                     begin: T.let = first + chunk * size
-                    for c in T.serial(blocks_in):
-                        end[c] = T.cast(c * span, "int32")
-                    if by_vectors and often:
-                        sort_by_vectors(
-                            x,
-                            bits,
-                            rowptr,
-                            slot,
-                            sample,
-                            pixel,
-                            table,
-                            area,
-                            tap,
-                            begin,
-                            T.min(last - begin, size),
-                            room,
-                            end,
-                            source,
-                            member,
-                        )
-                    else:
-                        sort_one_by_one(
-                            x,
-                            bits,
-                            rowptr,
-                            slot,
-                            sample,
-                            pixel,
-                            table,
-                            area,
-                            tap,
-                            begin,
-                            T.min(last - begin, size),
-                            room,
-                            end,
-                            source,
-                            member,
-                        )
+                    sort_pairs(
+                        by_vectors,
+                        x,
+                        bits,
+                        rowptr,
+                        slot,
+                        sample,
+                        pixel,
+                        table,
+                        area,
+                        tap,
+                        begin,
+                        T.min(last - begin, size),
+                        room,
+                        end,
+                        source,
+                        member,
+                    )
                     for c in T.serial(blocks_in):
                         if by_vectors:
                             for j in T.unroll(AHEAD):

@@ -156,3 +156,63 @@ def sort_by_vectors(  # type: ignore[no-untyped-def]
                     now[v] = T.shift_left(now[v], 1)
             for v in T.vectorized(VECTOR):
                 room[1, group * VECTOR + v] = at[v]
+
+
+@T.macro
+def sort_pairs(  # type: ignore[no-untyped-def]
+    by_vectors,
+    x,
+    bits,
+    rowptr,
+    slot,
+    sample,
+    pixel,
+    table,
+    area,
+    tap,
+    begin,
+    members,
+    room,
+    end,
+    source,
+    member,
+):
+    """Sorts in the way that is faster: ``by_vectors`` says whether the target can do so."""
+    for c in T.serial(end.shape[0]):
+        end[c] = T.cast(c * room.shape[1], "int32")
+    if by_vectors and x.shape[0] * OFTEN >= bits.shape[0] * end.shape[0]:
+        sort_by_vectors(
+            x,
+            bits,
+            rowptr,
+            slot,
+            sample,
+            pixel,
+            table,
+            area,
+            tap,
+            begin,
+            members,
+            room,
+            end,
+            source,
+            member,
+        )
+    else:
+        sort_one_by_one(
+            x,
+            bits,
+            rowptr,
+            slot,
+            sample,
+            pixel,
+            table,
+            area,
+            tap,
+            begin,
+            members,
+            room,
+            end,
+            source,
+            member,
+        )
