@@ -19,7 +19,7 @@ from dsgc import zoo
 from dsgc.measure import kept_for_backward
 
 ROUNDING = 1e-4
-SINGLE_ENTRIES = 5e-2
+SINGLE_ENTRIES = 2e-2
 ATTEMPTS = 8
 CHOOSING, COMPARED = 64, 8  # samples that layers are chosen for, and that are compared
 

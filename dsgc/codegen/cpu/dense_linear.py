@@ -65,7 +65,7 @@ def _vectors(x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _everything(rows: int, blocks: int) -> RowLists:
-    """RowLists in which every row chose every block: the first slot of each block, and the slot and
+    """Lists in which every row chose every block: the first slot of each block, and the slot and
     the row of its members. Slot ``row * blocks + block`` is where a plain matrix has it.
     """
     # What lives on must not be an inference tensor.

@@ -86,22 +86,9 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
                         y[T.cast(slot[begin + i], "int64"), v] = bias[n, v]
                 for tap in T.serial(taps):
                     sort_pairs(
-                        by_vectors,
-                        x,
-                        bits,
-                        rowptr,
-                        slot,
-                        sample,
-                        pixel,
-                        table,
-                        area,
-                        tap,
-                        begin,
-                        members,
-                        room,
-                        end,
-                        source,
-                        member,
+                        *(by_vectors, x, bits, room, end),
+                        *(rowptr, slot, sample, pixel, table, area),
+                        *(tap, begin, members, source, member),
                     )
                     for c in T.serial(blocks_in):
                         if by_vectors:
@@ -205,22 +192,9 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                 for chunk in T.serial((last - first + (size - 1)) // size):
                     begin: T.let = first + chunk * size
                     sort_pairs(
-                        by_vectors,
-                        x,
-                        bits,
-                        rowptr,
-                        slot,
-                        sample,
-                        pixel,
-                        table,
-                        area,
-                        tap,
-                        begin,
-                        T.min(last - begin, size),
-                        room,
-                        end,
-                        source,
-                        member,
+                        *(by_vectors, x, bits, room, end),
+                        *(rowptr, slot, sample, pixel, table, area),
+                        *(tap, begin, T.min(last - begin, size), source, member),
                     )
                     for c in T.serial(blocks_in):
                         if by_vectors:

@@ -52,21 +52,7 @@ def how_many(lanes: Any) -> Any:
 
 @T.macro
 def sort_one_by_one(  # type: ignore[no-untyped-def]  # a macro: its arguments are buffers and numbers
-    x,
-    bits,
-    rowptr,
-    slot,
-    sample,
-    pixel,
-    table,
-    area,
-    tap,
-    begin,
-    members,
-    room,
-    end,
-    source,
-    member,
+    x, bits, end, rowptr, slot, sample, pixel, table, area, tap, begin, members, source, member
 ):
     """Puts every pair in its bucket, one after the other, and fetches its row of ``x``."""
     for i in T.serial(members):
@@ -91,21 +77,7 @@ def sort_one_by_one(  # type: ignore[no-untyped-def]  # a macro: its arguments a
 
 @T.macro
 def sort_by_vectors(  # type: ignore[no-untyped-def]
-    x,
-    bits,
-    rowptr,
-    slot,
-    sample,
-    pixel,
-    table,
-    area,
-    tap,
-    begin,
-    members,
-    room,
-    end,
-    source,
-    member,
+    bits, room, end, rowptr, slot, sample, pixel, table, area, tap, begin, members, source, member
 ):
     """The same for AVX-512, which moves the chosen lanes of a vector together: 16 members at a time
     are asked for one source block after the other. No branch depends on what was selected.
@@ -159,60 +131,14 @@ def sort_by_vectors(  # type: ignore[no-untyped-def]
 
 
 @T.macro
-def sort_pairs(  # type: ignore[no-untyped-def]
-    by_vectors,
-    x,
-    bits,
-    rowptr,
-    slot,
-    sample,
-    pixel,
-    table,
-    area,
-    tap,
-    begin,
-    members,
-    room,
-    end,
-    source,
-    member,
-):
-    """Sorts in the way that is faster: ``by_vectors`` says whether the target can do so."""
+def sort_pairs(by_vectors, x, bits, room, end, *others):  # type: ignore[no-untyped-def]
+    """Sorts in the way that is faster: ``by_vectors`` says whether the target can do so.
+
+    ``others`` are what both ways take besides.
+    """
     for c in T.serial(end.shape[0]):
         end[c] = T.cast(c * room.shape[1], "int32")
     if by_vectors and x.shape[0] * OFTEN >= bits.shape[0] * end.shape[0]:
-        sort_by_vectors(
-            x,
-            bits,
-            rowptr,
-            slot,
-            sample,
-            pixel,
-            table,
-            area,
-            tap,
-            begin,
-            members,
-            room,
-            end,
-            source,
-            member,
-        )
+        sort_by_vectors(bits, room, end, *others)
     else:
-        sort_one_by_one(
-            x,
-            bits,
-            rowptr,
-            slot,
-            sample,
-            pixel,
-            table,
-            area,
-            tap,
-            begin,
-            members,
-            room,
-            end,
-            source,
-            member,
-        )
+        sort_one_by_one(x, bits, end, *others)
