@@ -90,7 +90,11 @@ class Run:
         self.generator = torch.Generator().manual_seed(options.seed)
         self.steps = max(1, math.ceil(len(data.train_labels) / options.batch))
         self.optimizer = torch.optim.SGD(
-            _groups(self.model), lr=options.rate, momentum=0.9, nesterov=True
+            _groups(self.model),
+            lr=options.rate,
+            momentum=0.9,
+            nesterov=True,
+            fused=device.type in ("cpu", "cuda"),  # one pass over the weights instead of seven
         )
         self.epochs: list[Epoch] = []
         self.seconds = 0.0

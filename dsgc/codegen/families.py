@@ -224,6 +224,17 @@ def rows() -> Family:
     return Family("rows", functions)
 
 
+def maps() -> Family:
+    """Pooling of dense maps that are still to be activated."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import map_pooling
+
+        return [map_pooling.max_pool_map(), map_pooling.max_pool_map_backward()]
+
+    return Family("maps", functions)
+
+
 def skipping() -> Family:
     """Linear layers of very few samples in programs that run without torch."""
 

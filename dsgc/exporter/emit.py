@@ -31,7 +31,7 @@ from dsgc.exporter.writer import Writer
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.geometry import conv_padding
-from dsgc.passes.patterns import batch_norm, elementwise, is_flatten, module_of, pool
+from dsgc.passes.patterns import Pool, batch_norm, elementwise, is_flatten, module_of, pool
 from dsgc.select import PackedSelection
 from dsgc.trace import user_line
 
@@ -213,6 +213,7 @@ class _Emitter:
                 "dense_linear": self.linear,
                 "conv2d": lambda n: self.sparse_convolution(self.arguments(n)),
                 "pool2d": self.packed_pool,
+                "max_pool2d": self.max_pool,
                 "unpack": self.unpack,
                 "activate": self.activate,
                 "pack": self.pack,
@@ -272,6 +273,13 @@ class _Emitter:
             self.writer, source, mode, (kernel, stride, padding), ceil_mode, include_pad, usual
         )
         return made, chosen, chosen, None
+
+    def max_pool(self, node: fx.Node) -> tuple[Rows, None]:
+        arguments = self.arguments(node)
+        kernel, stride, padding, ceil_mode = arguments[7:]
+        activated = self.writer.dense(self.source(arguments))
+        what = Pool("max", kernel, stride, padding, ceil_mode, count_include_pad=True)
+        return dense_rules.pool(self.writer, activated, what), None
 
     def unpack(self, node: fx.Node) -> Rows:
         return self.writer.dense(self.source(self.arguments(node)))

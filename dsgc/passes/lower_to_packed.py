@@ -196,7 +196,7 @@ class _Lowering:
         if kind == "relu":
             return self.relu(source)
         if source.selection is None:
-            return None
+            return self.dense_pooling(node, source)
         if kind == "zero":
             return replace(self.settled(source), x=self.on_values(node, self.settled(source).x))
         shape = shape_of(node)
@@ -374,13 +374,23 @@ class _Lowering:
         chosen = Selection(index, rowptr)
         return Deferred(values, chosen, "identity", _size(shape), shape[1:], value.block)
 
-    def defers_norm(self, node: fx.Node) -> bool:
-        """Whether a dense BatchNorm is read by a sparse convolution, after a ReLU or not.
+    def dense_pooling(self, node: fx.Node, value: Deferred) -> fx.Node | None:
+        """The max pooling of a dense value, which applies what is left to apply."""
+        p = pool(node)
+        if p is None or p.mode != "max" or value.act == "identity":
+            return None
+        window = (p.kernel, p.stride, p.padding, p.ceil_mode)
+        found = self.operator("max_pool2d", *value.arguments(), *window, suffix="pool")
+        return self.emit("call_function", operator.getitem, (found, 0))
 
-        Then that one applies it itself; other readers share one activated map.
+    def defers_norm(self, node: fx.Node) -> bool:
+        """Whether a dense BatchNorm is read by a sparse convolution, after a ReLU and a max pooling
+        or not.
+
+        Then that one, or the pooling, applies it; other readers share one activated map.
         """
         norm = batch_norm(node)
-        return isinstance(norm, nn.BatchNorm2d) and any_sparse_reader(node, through_relu=True)
+        return isinstance(norm, nn.BatchNorm2d) and any_sparse_reader(node)
 
 
 def _selects_rows(mask: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -9,7 +10,7 @@ from torch import fx, nn
 
 from dsgc.ops.masked import masked_conv2d
 from dsgc.passes.geometry import conv_padding
-from dsgc.passes.patterns import batch_norm, elementwise, has_hooks, module_of, shape_of
+from dsgc.passes.patterns import batch_norm, elementwise, has_hooks, module_of, pool, shape_of
 from dsgc.select import Selector
 
 __all__ = ["any_sparse_reader", "is_stem"]
@@ -42,12 +43,17 @@ def is_stem(node: fx.Node) -> bool:
     return is_norm and _only_sparse_readers(norm, through_relu=True)
 
 
-def any_sparse_reader(node: fx.Node, through_relu: bool) -> bool:
-    """Whether a sparse convolution reads `node`, or, `through_relu`, a ReLU of it."""
+def any_sparse_reader(node: fx.Node, through: Sequence[str] = ("relu", "max")) -> bool:
+    """Whether a sparse convolution reads `node`, or what a ReLU and a max pooling make of it.
+
+    `through` is which of them may still come, each once and in either order.
+    """
     for user in node.users:
         if user.target is masked_conv2d and user.args[0] is node:
             return True
-        if through_relu and elementwise(user) == "relu" and any_sparse_reader(user, False):
+        window = pool(user)
+        kind = elementwise(user) if window is None else window.mode
+        if kind in through and any_sparse_reader(user, [one for one in through if one != kind]):
             return True
     return False
 

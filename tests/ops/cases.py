@@ -245,7 +245,7 @@ def convolutions(draw: st.DrawFn, max_kernel: int = 4) -> Convolution:
 
 @dataclass(frozen=True)
 class Pooling:
-    """A pooling of a packed source."""
+    """A pooling of a source."""
 
     source: Source
     mode: str
@@ -272,14 +272,16 @@ class Pooling:
 
 
 @st.composite
-def poolings(draw: st.DrawFn) -> Pooling:
+def poolings(
+    draw: st.DrawFn, blocks: Sequence[int] = BLOCKS, modes: Sequence[str] = ("max", "avg")
+) -> Pooling:
     """Poolings whose window fits their input."""
-    source = draw(sources(BLOCKS))
+    source = draw(sources(blocks))
     kernel = draw(_pairs(1, 3))
     kernel = (min(kernel[0], source.height), min(kernel[1], source.width))
     return Pooling(
         source,
-        mode=draw(st.sampled_from(("max", "avg"))),
+        mode=draw(st.sampled_from(tuple(modes))),
         kernel=kernel,
         stride=draw(_pairs(1, 3)),
         padding=(draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))),

@@ -75,6 +75,17 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
             found.append((torch.ones_like(values), *plain[:7], *selection, *plain[7:]))
         return found
 
+    def map_pool() -> list[tuple[Any, ...]]:
+        return [(*a, *POOL[:4]) for a in acts((0,))]
+
+    def map_pool_backward() -> list[tuple[Any, ...]]:
+        found = []
+        for arguments in map_pool():
+            plain = tuple(map(_plain, arguments))
+            y, argmax = ops.max_pool2d(*plain)
+            found.append((torch.ones_like(y), *plain[:7], argmax, *plain[7:]))
+        return found
+
     def stats() -> list[tuple[Any, ...]]:
         return [(*_act(namespace, block, "identity")[:3], [10, *SIZE], relu, over)
                 for block in (0, 1, 8) for relu in (True, False) for over in ("active", "all")
@@ -152,6 +163,8 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
         "dense_linear_backward": linear_backward,
         "pool2d": pool,
         "pool2d_backward": pool_backward,
+        "max_pool2d": map_pool,
+        "max_pool2d_backward": map_pool_backward,
         "drs_scores": drs,
         "select_winners": lambda: [(_leaf(scores), 2, SIZE, (2, 2), b) for b in (True, False)],
         "select_above": lambda: [(_leaf(scores), scores[0, :2].clone(), s, b)
@@ -195,7 +208,8 @@ REFERENCE = Namespace.named("dsgc")
 
 
 @pytest.mark.parametrize(
-    "name", ["activate", "pack", "unpack", "batch_stats", "stem_conv2d", "dense_linear"]
+    "name",
+    ["activate", "pack", "unpack", "batch_stats", "max_pool2d", "stem_conv2d", "dense_linear"],
 )
 def test_gradcheck(name: str) -> None:
     for arguments in _operations(REFERENCE)[name]():

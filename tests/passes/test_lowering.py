@@ -201,6 +201,60 @@ def test_dense_norm_and_relu_are_left_to_the_sparse_convolution() -> None:
     assert "relu" not in targets(sparse.lowered_graph)
 
 
+class Pooled(nn.Module):
+    """stem (dense) -> after -> conv1 (sparse) and around it: so networks for large images begin."""
+
+    def __init__(self, *after: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.after = nn.Conv2d(5, 16, 3, padding=1), nn.Sequential(*after)
+        self.conv1, self.norm1 = conv(16, 16), nn.BatchNorm2d(16)
+        self.head = conv(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.after(self.stem(x))
+        return self.head(F.relu(self.norm1(self.conv1(x)) + x))  # type: ignore[no-any-return]
+
+
+POOLED: dict[str, tuple[Build, list[str]]] = {
+    "norm, relu, pool": (
+        lambda: nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)),
+        ["PackedBatchNorm", "max_pool2d"],
+    ),
+    "norm, pool, relu": (
+        lambda: nn.Sequential(nn.BatchNorm2d(16), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()),
+        ["PackedBatchNorm", "max_pool2d", "ReLU"],
+    ),
+    "relu, norm, pool": (
+        lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(16), nn.MaxPool2d((3, 1))),
+        ["PackedBatchNorm", "max_pool2d"],
+    ),
+    "norm, relu, averages": (
+        lambda: nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.AvgPool2d(2)),
+        ["BatchNorm2d", "ReLU", "AvgPool2d"],
+    ),
+    "norm, relu, two pools": (
+        lambda: nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.MaxPool2d(2)),
+        ["BatchNorm2d", "ReLU", "MaxPool2d", "MaxPool2d"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_dense_norm_and_relu_are_left_to_the_pooling(name: str) -> None:
+    build, expected = POOLED[name]
+    sparse = compiled(Pooled(build()).double(), X, rules=SPARSE, block=8)
+    assert_graphs_agree(sparse, X)
+    kinds = [
+        type(sparse.lowered_graph.get_submodule(str(node.target))).__name__
+        if node.op == "call_module"
+        else str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+        for node in sparse.lowered_graph.graph.nodes
+    ]
+    first = kinds.index("PackedSelection")
+    own = {"PackedBatchNorm", "max_pool2d", "BatchNorm2d", "ReLU", "AvgPool2d", "MaxPool2d"}
+    assert [kind for kind in kinds[:first] if kind in own] == expected
+
+
 class Classifier(nn.Module):
     def __init__(
         self, flatten: Callable[[Tensor], Tensor], middle: nn.Module | None = None

@@ -128,7 +128,7 @@ def as_dense(rows: Tensor, batch: int, size: Sequence[int], multiple: int = DENS
     dense = rows.view(batch, height, width, lanes).permute(0, 3, 1, 2)
     if lanes == channels:
         return dense
-    return new_dense(batch, size).copy_(dense[:, :channels])
+    return new_dense(batch, size, rows.dtype).copy_(dense[:, :channels])
 
 
 def activate(libraries: Libraries, *arguments: object) -> Tensor:

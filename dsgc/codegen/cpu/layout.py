@@ -254,9 +254,9 @@ def marked_blocks(libraries: Libraries, chosen: Selection, blocks: int) -> Tenso
     return bits
 
 
-def new_dense(batch: int, size: Sequence[int]) -> Tensor:
+def new_dense(batch: int, size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """An uninitialised [batch, C, H, W] in channels-last order."""
-    return torch.empty((batch, *size), dtype=torch.float32, memory_format=torch.channels_last)
+    return torch.empty((batch, *size), dtype=dtype, memory_format=torch.channels_last)
 
 
 def dense_rows(x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from dsgc.codegen.kernels.larger import keep_larger
+
 TAPS = 254
 BITS = 64
 FROM_ZERO = 255
@@ -120,6 +122,7 @@ def pool(b: int, mode: str) -> Any:
             current = T.alloc_scalar("int32")
             gap = T.alloc_scalar("int32")
             best = T.alloc_buffer((b,), "float32")
+            value = T.alloc_buffer((b,), "float32")
             winner = T.alloc_buffer((b,), "int32")
             for t in T.serial(taps):
                 near: T.let = T.cast(table[t, p % pixels], "int64")
@@ -146,13 +149,8 @@ def pool(b: int, mode: str) -> Any:
                         s: T.let = T.cast(head[t], "int64")
                         if largest:
                             for u in T.vectorized(b):
-                                winner[u] = T.Select(
-                                    (x[s, u] > best[u]) | T.isnan(x[s, u]), tap, winner[u]
-                                )
-                            for u in T.vectorized(b):
-                                best[u] = T.Select(
-                                    (x[s, u] > best[u]) | T.isnan(x[s, u]), x[s, u], best[u]
-                                )
+                                value[u] = x[s, u]
+                            keep_larger(best, winner, value, tap, b)
                         else:
                             for u in T.vectorized(b):
                                 best[u] = best[u] + x[s, u]

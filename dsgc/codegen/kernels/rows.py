@@ -10,6 +10,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from dsgc.codegen.kernels.larger import INFINITY
+
 
 def rows_of_maps() -> Any:
     """``y[n * area + a, c] = x[n, c, a]``: PyTorch's order into rows."""
@@ -148,14 +150,19 @@ def pool_rows(mode: str) -> Any:
         table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         for p in T.parallel(rows):
             for c in T.serial(width):
-                y[p, c] = T.Select(p < rows - 1, T.float32(-3.4028234663852886e38), T.float32(0))
+                y[p, c] = T.Select(p < rows - 1, T.float32(-INFINITY), T.float32(0))
             if p < rows - 1:
                 for tap in T.serial(taps):
                     near: T.let = T.cast(table[tap, p % pixels], "int64")
                     if near >= 0:
                         for c in T.serial(width):
                             v: T.let = x[p // pixels * area + near, c]
-                            y[p, c] = T.Select(y[p, c] >= v, y[p, c], v)
+                            # False where v is NaN, true where y is: both stay.
+                            y[p, c] = T.Select(
+                                v <= T.Select(y[p, c] <= INFINITY, y[p, c], T.float32(INFINITY)),
+                                y[p, c],
+                                v,
+                            )
 
     return maximum if mode == "max" else average
 

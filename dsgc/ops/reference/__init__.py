@@ -17,7 +17,12 @@ from dsgc.ops.reference.activation import (
 )
 from dsgc.ops.reference.convolution import conv2d, conv2d_backward
 from dsgc.ops.reference.linear import dense_linear, dense_linear_backward
-from dsgc.ops.reference.pooling import pool2d, pool2d_backward
+from dsgc.ops.reference.pooling import (
+    max_pool2d,
+    max_pool2d_backward,
+    pool2d,
+    pool2d_backward,
+)
 from dsgc.ops.reference.selection import drs_scores, select_above, select_winners
 from dsgc.ops.reference.statistics import batch_stats, batch_stats_backward
 from dsgc.ops.reference.stem import stem_conv2d, stem_conv2d_backward
@@ -38,6 +43,8 @@ KERNELS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
         "pack": pack,
         "pool2d": pool2d,
         "pool2d_backward": pool2d_backward,
+        "max_pool2d": max_pool2d,
+        "max_pool2d_backward": max_pool2d_backward,
         "select_above": select_above,
         "select_winners": select_winners,
         "stem_conv2d": stem_conv2d,

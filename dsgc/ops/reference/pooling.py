@@ -1,4 +1,4 @@
-"""Reference kernels of pool2d."""
+"""Reference kernels of pool2d and max_pool2d."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dsgc.ops.layout import (
     ceil_div,
+    channels_last,
     expand_mask,
     gather_blocks,
     is_bitmask,
@@ -16,12 +17,15 @@ from dsgc.ops.layout import (
     scatter_blocks,
     selection_to_mask,
 )
-from dsgc.ops.reference.activation import unpack, unpack_backward
+from dsgc.ops.pooling import ZERO_TAP, check_dense_pooling, check_taps
+from dsgc.ops.reference.activation import (
+    activate,
+    activate_backward,
+    unpack,
+    unpack_backward,
+)
 
-__all__ = ["pool2d", "pool2d_backward"]
-
-ZERO_TAP = 255
-"""The argmax of an output that is the zero of an unselected position."""
+__all__ = ["max_pool2d", "max_pool2d_backward", "pool2d", "pool2d_backward"]
 
 
 def _check(index: Tensor | None, mode: str, kernel: Sequence[int]) -> None:
@@ -29,8 +33,7 @@ def _check(index: Tensor | None, mode: str, kernel: Sequence[int]) -> None:
         raise ValueError("pool2d takes packed input only")
     if mode not in ("max", "avg"):
         raise ValueError(f'mode must be "max" or "avg", not {mode!r}')
-    if kernel[0] * kernel[1] >= ZERO_TAP:
-        raise ValueError(f"a pooling window has at most {ZERO_TAP - 1} taps, not {list(kernel)}")
+    check_taps(kernel)
 
 
 def _corner(extent: int, stride: int, padding: int, device: torch.device) -> Tensor:
@@ -76,9 +79,7 @@ def pool2d(
             y_index.new_empty(0, dtype=torch.uint8),
         )
     y, best = F.max_pool2d(dense, kernel, stride, padding, 1, ceil_mode, return_indices=True)
-    row = best // width - _corner(y.shape[2], stride[0], padding[0], x.device).view(-1, 1)
-    column = best % width - _corner(y.shape[3], stride[1], padding[1], x.device)
-    tap = row * kernel[1] + column
+    tap = _taps(best, width, kernel, stride, padding)
     wide = expand_mask(mask, block, channels).flatten(2)
     tap = tap.masked_fill(~wide.gather(2, best.flatten(2)).view_as(best), ZERO_TAP)
     argmax = gather_blocks(tap.to(torch.uint8), y_index, y_rowptr, block)
@@ -119,11 +120,80 @@ def pool2d_backward(
         return unpack_backward(dense, x, index, rowptr, scale, shift, act, size)
     taps = argmax.masked_fill(argmax == ZERO_TAP, 0)
     tap = scatter_blocks(taps, y_index, y_rowptr, (channels, *out_size)).long()
-    row = tap // kernel[1] + _corner(out_size[0], stride[0], padding[0], x.device).view(-1, 1)
-    column = tap % kernel[1] + _corner(out_size[1], stride[1], padding[1], x.device)
+    dense = _to_winners(dy, tap, size, kernel, stride, padding)
+    return unpack_backward(dense, x, index, rowptr, scale, shift, act, size)
+
+
+def _taps(
+    best: Tensor, width: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """The tap r * S + s of every window that lies on the pixel `best` of the input."""
+    row = best // width - _corner(best.shape[2], stride[0], padding[0], best.device).view(-1, 1)
+    column = best % width - _corner(best.shape[3], stride[1], padding[1], best.device)
+    return row * kernel[1] + column
+
+
+def _to_winners(
+    grad: Tensor,
+    tap: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> Tensor:
+    """The gradient [N, C, H', W'] of maxima, added to the pixels [N, C, H, W] at their taps."""
+    channels, height, width = size
+    row = tap // kernel[1] + _corner(tap.shape[2], stride[0], padding[0], tap.device).view(-1, 1)
+    column = tap % kernel[1] + _corner(tap.shape[3], stride[1], padding[1], tap.device)
     # Windows that kept nothing have a gradient of zero and no tap: their pixel is clamped into the
     # image.
     pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    flat = dy.new_zeros(dy.shape[0], channels, height * width)
-    dense = flat.scatter_add(2, pixel.flatten(2), dy.flatten(2)).view(-1, channels, height, width)
-    return unpack_backward(dense, x, index, rowptr, scale, shift, act, size)
+    flat = grad.new_zeros(grad.shape[0], channels, height * width)
+    added = flat.scatter_add(2, pixel.flatten(2), grad.flatten(2))
+    return added.view(-1, channels, height, width)
+
+
+def max_pool2d(
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y, argmax) of the activation of a dense x [N, C, H, W]: both [N, C, H', W'], channels last.
+
+    argmax, uint8, is the first tap r * S + s of the window that holds the maximum.
+    """
+    check_dense_pooling(index, kernel)
+    dense = activate(x, index, rowptr, scale, shift, act, size)
+    kernel, stride, padding = tuple(kernel), tuple(stride), tuple(padding)
+    y, best = F.max_pool2d(dense, kernel, stride, padding, 1, ceil_mode, return_indices=True)
+    tap = _taps(best, size[2], kernel, stride, padding).to(torch.uint8)
+    return channels_last(y), channels_last(tap)
+
+
+def max_pool2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    index: Tensor | None,
+    rowptr: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    size: Sequence[int],
+    argmax: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dscale, dshift) from the gradient of max_pool2d's result."""
+    check_dense_pooling(index, kernel)
+    dense = _to_winners(grad, argmax.long(), size, kernel, stride, padding)
+    return activate_backward(dense, x, index, rowptr, scale, shift, act, size)
