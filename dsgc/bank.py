@@ -53,12 +53,24 @@ class SelectorBank(nn.Module):
         return found if isinstance(found, Selector) else None
 
     def obtain(self, decision: LayerDecision, layer: nn.Module) -> Selector:
-        """The selector of a sparse layer, made if it does not exist yet."""
+        """The selector of a sparse layer, made if it does not exist yet.
+
+        Raises:
+            VerificationError: the selector that is there is one of another layer.
+        """
         found = self._find(decision.site)
+        settings, geometry = decision.settings, decision.geometry
         if found is not None:
+            made_for = (found.settings.name, found.in_channels, found.out_channels)
+            if geometry is None or made_for != (
+                decision.name, geometry.in_channels, geometry.out_channels
+            ):  # fmt: skip
+                raise VerificationError(
+                    f"{decision.site}: its selector was made for layer {made_for[0]!r} with "
+                    f"{made_for[1]} input and {made_for[2]} output channels"
+                )
             return found
         key = _key(decision.site)
-        settings, geometry = decision.settings, decision.geometry
         if settings is None or geometry is None or not isinstance(layer, (nn.Conv2d, nn.Linear)):
             raise VerificationError(f"{decision.site}: a selector for a layer that is not sparse")
         selector = Selector(

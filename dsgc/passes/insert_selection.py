@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import fx
@@ -14,9 +15,21 @@ from dsgc.passes.patterns import is_flatten, module_of, shape_of
 __all__ = ["insert_selection", "selector_target"]
 
 
+_CALL = re.compile(r"__call(\d+)$")
+_ESCAPES = str.maketrans({"_": "_u", ".": "_d", "#": "_n"})
+
+
 def selector_target(site: str) -> str:
-    """Where the selector of a layer lives: `dsgc_selectors.` and the site without dots."""
-    return "dsgc_selectors." + site.replace(".", "__").replace("#", "__call")
+    """Where the selector of a layer lives: `dsgc_selectors.` and a key made of the site.
+
+    The key is the site without dots, `a__b` for `a.b` and `a__call2` for `a#2`. A site that cannot
+    be read back from that (a layer that is called `a__b` itself) is spelt out behind four
+    underscores, which no other key has: no two sites share a selector.
+    """
+    key = site.replace(".", "__").replace("#", "__call")
+    if _CALL.sub(r"#\1", key).replace("__", ".") != site:
+        key = "____" + site.translate(_ESCAPES)
+    return f"dsgc_selectors.{key}"
 
 
 def insert_selection(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
