@@ -50,7 +50,7 @@ class NothingToSparsifyError(DsgcError):
 
 
 class UnsupportedError(DsgcError):
-    """A dtype, device or layer that the asked backend does not support."""
+    """A dtype, device, layer or way of running that dsgc or the asked backend does not support."""
 
 
 class InputError(DsgcError, ValueError):

@@ -16,6 +16,7 @@ from dsgc.config import SparsityConfig
 from dsgc.engine import Engine, Program
 from dsgc.errors import InputError, ShapesUnknownError, TraceError, UnsupportedError
 from dsgc.passes.context import LayerDecision
+from dsgc.select import refuse_recomputation
 
 if TYPE_CHECKING:
     from dsgc.inspect.report import Report
@@ -257,13 +258,15 @@ class SparseModule(nn.Module):
         Raises:
             InputError: no tensor among the inputs, an empty batch for batch statistics, or a
                 shape that the dense model rejects as well.
-            UnsupportedError: the dtype or device is not supported by the backend asked for.
+            UnsupportedError: the dtype or device is not supported by the backend asked for, or the
+                module is run again within a backward pass (activation checkpointing).
             NothingToSparsifyError: no layer is worth it (first call only).
         """
         self._check(args, kwargs)
         engine = self._engine
         engine.prepare(args, kwargs)
         if self.training:
+            refuse_recomputation("the sparse module")
             self._bank.advance(self._decisions)
         return engine.run(args, kwargs)
 

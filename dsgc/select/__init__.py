@@ -8,6 +8,7 @@ from dsgc.select.projection import (
     round_weight,
     ternary_projection,
 )
+from dsgc.select.recomputation import refuse_recomputation
 from dsgc.select.selector import Selector
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "leading_projection",
     "project_weight",
     "reduced_dimension",
+    "refuse_recomputation",
     "round_weight",
     "ternary_projection",
 ]

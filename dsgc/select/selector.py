@@ -27,6 +27,7 @@ from dsgc.select.projection import (
     search_dimension,
     ternary_projection,
 )
+from dsgc.select.recomputation import refuse_recomputation
 
 __all__ = ["Selector"]
 
@@ -175,6 +176,7 @@ class Selector(nn.Module):
         out_size = self._out_size(x.shape[1:])
         if self.held is not None:
             return self._checked(self.held, x.shape[0], out_size)
+        self._refuse_recomputation()
         scores = self.scores(x)
         if self.settings.scope == "position":
             mask = winners_mask(scores, self.winners, out_size, self.settings.tile)
@@ -207,6 +209,7 @@ class Selector(nn.Module):
         out_size, bits = self._out_size(size), settings.block == 1
         if self.held is not None:
             return mask_to_selection(self._checked(self.held, batch, out_size), bits)
+        self._refuse_recomputation()
         activation = (x.detach(), index, rowptr, scale, shift, act, size)
         if self.projection is not None:
             scores = ops.drs_scores(*activation, *self.search())
@@ -227,6 +230,10 @@ class Selector(nn.Module):
         if self.holding:
             self.held = selection_to_mask(*selection, self.blocks, *out_size)
         return selection
+
+    def _refuse_recomputation(self) -> None:
+        if self.training:
+            refuse_recomputation(f"layer {self.settings.name!r}")
 
     def _maps(self, x: Tensor) -> Tensor:
         """x as maps [N, C, H, W] in the weight's dtype; each row of a linear layer is a map."""
@@ -281,7 +288,8 @@ class Selector(nn.Module):
 
     def _random(self, positions: int, x: Tensor) -> Tensor:
         generator = generator_for(self.seed, self.settings.name, self.step)
-        return torch.rand(positions, self.blocks, generator=generator).to(x)
+        draw = torch.rand(positions, self.blocks, generator=generator, dtype=torch.float32)
+        return draw.to(x)
 
     def _finite(self, scores: Tensor) -> Tensor:
         return scores.masked_fill(scores.isnan(), torch.inf)
