@@ -207,7 +207,7 @@ def adaptive_average(writer: Writer, value: Rows, target: tuple[int, int]) -> Ro
     ]
     taps = max(len(pixels) for pixels in windows)
     table = torch.tensor([pixels + [-1] * (taps - len(pixels)) for pixels in windows])
-    weights = torch.tensor([1.0 / len(pixels) for pixels in windows])
+    weights = torch.tensor([1.0 / len(pixels) for pixels in windows], dtype=torch.float32)
     return _pooled(writer, value, "avg", table.T.to(torch.int32).contiguous(), weights, target)
 
 

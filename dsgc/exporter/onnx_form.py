@@ -67,7 +67,7 @@ class Search(nn.Module):
         self.register_buffer("projection", projection.float().T[..., None, None].contiguous())
         self.register_buffer("weight", weight.reshape(length, -1, *kernel).contiguous())
         self.register_buffer("unit", _column(unit[:outputs], length))
-        offset = torch.zeros(outputs) if offset is None else offset[:outputs]
+        offset = torch.zeros(outputs, dtype=torch.float32) if offset is None else offset[:outputs]
         self.register_buffer("offset", _column(offset, length))
 
     def forward(self, x: Tensor) -> Tensor:

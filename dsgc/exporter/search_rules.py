@@ -93,7 +93,8 @@ def _scores(writer: Writer, selector: Selector, source: Source, out_size: Sequen
         writer.constant(first, "search_first"),
         writer.constant(filled(unit, length), "search_unit"),
         writer.constant(
-            torch.zeros(length) if offset is None else filled(offset, length), "search_offset"
+            torch.zeros(length, dtype=torch.float32) if offset is None else filled(offset, length),
+            "search_offset",
         ),
         step,
         scores,

@@ -87,8 +87,12 @@ class Writer:
                 made = replace(rows, act="identity", scale=None, shift=None, closed=True)
             else:
                 made = self.rows(rows.size, rows.matrix, rows.width)
-            scale = torch.ones(rows.size[0]) if rows.scale is None else rows.scale
-            shift = torch.zeros(rows.size[0]) if rows.shift is None else rows.shift
+            scale = (
+                torch.ones(rows.size[0], dtype=torch.float32) if rows.scale is None else rows.scale
+            )
+            shift = (
+                torch.zeros(rows.size[0], dtype=torch.float32) if rows.shift is None else rows.shift
+            )
             self.program.call(
                 families.rows(),
                 "finish_rows",

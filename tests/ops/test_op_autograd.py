@@ -304,3 +304,17 @@ def test_reference_takes_half_precision(dtype: torch.dtype) -> None:
     assert y.dtype == dtype
     y.sum().backward()
     assert arguments[0].grad.dtype == dtype
+
+
+@pytest.mark.parametrize("name", [spec.name for spec in SPECS])
+def test_results_are_memory_of_their_own(namespace: Namespace, name: str) -> None:
+    """No views, which must not be changed in place, and nothing of the arguments."""
+    for arguments in _operations(namespace)[name]():
+        found = getattr(namespace.ops, name)(*arguments)
+        given = {a.untyped_storage().data_ptr() for a in arguments if isinstance(a, Tensor)}
+        for result in found if isinstance(found, tuple) else (found,):
+            if result.numel():
+                assert result.untyped_storage().data_ptr() not in given
+            if result.requires_grad:
+                assert not result._is_view()
+                result.add_(1)

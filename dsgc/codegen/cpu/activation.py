@@ -20,7 +20,7 @@ from dsgc.codegen.cpu.layout import (
     selection,
     tasks_for,
 )
-from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.cpu.libraries import Libraries, standalone
 from dsgc.codegen.tiles import DENSE_BLOCK
 from dsgc.ops.layout import ceil_div
 from dsgc.ops.spec import Activation
@@ -121,13 +121,13 @@ def _stored_values(x: Tensor, index: Tensor | None) -> Tensor:
 def as_dense(rows: Tensor, batch: int, size: Sequence[int], multiple: int = DENSE_BLOCK) -> Tensor:
     """Rows padded to a ``multiple`` of channels as [batch, C, H, W] in channels-last order.
 
-    A view where no padding has to go, else a copy; the inverse of :func:`_as_packed`.
+    The same memory where no padding has to go, else a copy; the inverse of :func:`_as_packed`.
     """
     channels, height, width = size
     lanes = ceil_div(channels, multiple) * multiple
     dense = rows.view(batch, height, width, lanes).permute(0, 3, 1, 2)
     if lanes == channels:
-        return dense
+        return standalone(dense)
     return new_dense(batch, size, rows.dtype).copy_(dense[:, :channels])
 
 
@@ -137,12 +137,17 @@ def activate(libraries: Libraries, *arguments: object) -> Tensor:
     check_float32(source.x)
     if source.index is None or source.rowptr is None:
         values, chosen = _as_packed(source.x)
-        out = apply(libraries, values, chosen.ids, source)
+        out = _unshared(apply(libraries, values, chosen.ids, source), source.x)
         return as_dense(out, source.x.shape[0], source.size)
     x = source.x.contiguous()
     chosen = selection(libraries, source.index, source.rowptr)
     out = apply(libraries, x, chosen.ids, source)
-    return out.clone() if out.data_ptr() == source.x.data_ptr() else out
+    return _unshared(out, source.x)
+
+
+def _unshared(out: Tensor, given: Tensor) -> Tensor:
+    """``out``, copied if it is the memory of an argument: operators return memory of their own."""
+    return out.clone() if out.data_ptr() == given.data_ptr() else out
 
 
 def activate_backward(
@@ -155,13 +160,14 @@ def activate_backward(
         values, chosen = _as_packed(source.x)
         upstream = _stored_values(grad, None)
         dx, dscale, dshift = apply_backward(libraries, upstream, values, chosen.ids, source, own)
+        dx = dx if own else _unshared(dx, grad)
         return as_dense(dx, source.x.shape[0], source.size), dscale, dshift
     chosen = selection(libraries, source.index, source.rowptr)
     upstream = grad.contiguous()
     dx, dscale, dshift = apply_backward(
         libraries, upstream, source.x.contiguous(), chosen.ids, source
     )
-    return dx.clone() if dx is grad else dx, dscale, dshift
+    return _unshared(dx, grad), dscale, dshift
 
 
 def pack(libraries: Libraries, x: Tensor, index: Tensor, rowptr: Tensor, block: int) -> Tensor:

@@ -86,7 +86,7 @@ def conv2d_backward(
         dweight = _weight_gradient(libraries, upstream, source, weight, target, geometry)
     if need_bias:
         outputs = weight.shape[0]
-        zero = torch.zeros((ceil_div(outputs, block), block))
+        zero = torch.zeros((ceil_div(outputs, block), block), dtype=torch.float32)
         totals = channel_totals(libraries, upstream, target.ids, zero, -_INFINITY)
         dbias = totals[0].reshape(-1)[:outputs].clone()
     if need_x:
@@ -133,7 +133,7 @@ def _dense_weight_gradient(
     out = libraries.scratch("partial", (partials, *shape))
     splits = max(1, min(blocks, 16 // partials))
     libraries(families.dense(block), f"dense_weight_gradient_{block}")(
-        rows.view(rows.shape[0], -1, DENSE_BLOCK),
+        rows.view(rows.shape[0], rows.shape[1] // DENSE_BLOCK, DENSE_BLOCK),
         *(grad, *lists, out, splits, geometry.table(), geometry.source_area),
     )
     total = out[0] if partials == 1 else out.sum(0)
@@ -255,7 +255,7 @@ def _dense_data_gradient(
         geometry.source_area,
         samples * geometry.source_area,
     )
-    return dx.view(shape[0], -1)
+    return dx.flatten(1)
 
 
 def _from_rows(
@@ -274,6 +274,6 @@ def _from_rows(
     padded = padded_channels(rows, block)
     dx = libraries.empty(*source.x.shape)
     libraries(families.blocked(block), f"pack_{block}")(
-        padded.view(padded.shape[0], -1, block), *chosen, dx
+        padded.view(padded.shape[0], padded.shape[1] // block, block), *chosen, dx
     )
     return apply_backward(libraries, dx, source.x.contiguous(), chosen.ids, source, own=True)

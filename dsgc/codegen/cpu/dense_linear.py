@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsgc.codegen.cpu.layout import check_float32
-from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.cpu.libraries import Libraries, standalone
 from dsgc.codegen.cpu.linear import RowLists, data_gradient, products, weight_gradient
 from dsgc.codegen.tiles import DENSE_BLOCK, ROW_LANES, suits_few_rows
 from dsgc.ops.reference import linear as reference
@@ -25,7 +25,8 @@ def dense_linear(libraries: Libraries, x: Tensor, weight: Tensor, bias: Tensor |
     if not _suits(x, weight):
         return reference.dense_linear(x, weight, bias)
     lists = _everything(x.shape[0], weight.shape[0] // _BLOCK)
-    return products(libraries, _vectors(x), weight, bias, lists, _BLOCK).view(x.shape[0], -1)
+    slots = products(libraries, _vectors(x), weight, bias, lists, _BLOCK)
+    return standalone(slots.view(x.shape[0], -1))
 
 
 def dense_linear_backward(

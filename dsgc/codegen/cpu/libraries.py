@@ -23,7 +23,7 @@ from dsgc.codegen.target import CpuTarget
 from dsgc.codegen.tuner import Tuner
 from dsgc.errors import KernelError
 
-__all__ = ["Libraries", "is_dense"]
+__all__ = ["Libraries", "is_dense", "standalone"]
 
 _log = logging.getLogger(__name__)
 Kernel = Callable[..., None]
@@ -88,14 +88,14 @@ class Libraries:
         if self._pool is None:
             self._pool = dsgc_runtime.MemoryPool(self._cache.directory)
         flat: Tensor = from_dlpack(self._pool.floats(count))
-        return flat.view(shape)
+        return standalone(flat.view(shape))
 
     def empty_like(self, tensor: Tensor) -> Tensor:
         """The same for the shape and strides of a float32 tensor without gaps."""
         if 4 * tensor.numel() < _POOLED_BYTES or not is_dense(tensor):
             return torch.empty_like(tensor)
         flat = self.empty(tensor.numel())
-        return flat.as_strided(tensor.shape, tensor.stride())
+        return standalone(flat.as_strided(tensor.shape, tensor.stride()))
 
     def remember(self, tensor: Tensor, use: str, make: Callable[[Tensor], Value]) -> Value:
         """``make(tensor)``, made once for as long as the tensor lives, and again after torch has
@@ -141,6 +141,15 @@ class Libraries:
             with torch.inference_mode(False):
                 buffers[use] = torch.empty(count, dtype=torch.float32)
         return buffers[use][:count].view(shape)
+
+
+def standalone(view: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view of another one; nobody else may write to it.
+
+    Autograd forbids in-place operations on views that an operator returns. Its memory lives as long
+    as the result, and so does what comes from the pool.
+    """
+    return view.data
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -86,7 +86,7 @@ def drs_scores(
         weight,
         first,
         _filled(unit, weight.shape[2]),
-        torch.zeros(weight.shape[2]) if offset is None else _filled(offset, weight.shape[2]),
+        _filled(unit.new_empty(0) if offset is None else offset, weight.shape[2]),
         step,
         scores,
         geometry.table(),
@@ -105,7 +105,7 @@ def score_weight(projected: Tensor, depth: int, dtype: torch.dtype) -> tuple[Ten
     wanted = ceil_div(columns, SCORE_CHANNELS) * SCORE_CHANNELS
     filled = F.pad(projected, (0, wanted - columns, 0, depth - rows))
     if dtype == torch.float32:
-        return filled.to(dtype).contiguous(), torch.zeros(wanted)
+        return filled.to(dtype).contiguous(), torch.zeros(wanted, dtype=torch.float32)
     fours = filled.view(taps, depth // FOUR, FOUR, wanted).transpose(2, 3).contiguous()
     first = -_ZERO_LEVEL * filled.sum((0, 1), dtype=torch.int32)
     return fours.view(torch.int32).squeeze(3), first.to(torch.int32)
@@ -165,7 +165,8 @@ def _round(
     size = torch.empty(1, dtype=torch.int32)
     libraries(families.dense_search(), "row_bytes")(size)
     dtype = torch.uint8 if int(size) == 1 else torch.float32
-    rows, step = torch.empty((z.shape[0] + 1, depth), dtype=dtype), torch.empty(batch)
+    rows = torch.empty((z.shape[0] + 1, depth), dtype=dtype)
+    step = torch.empty(batch, dtype=torch.float32)
     libraries(families.dense_search(), "round_rows")(z, peak, rows, step)
     return rows, step
 

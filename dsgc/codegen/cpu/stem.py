@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.layout import Geometry, check_float32, dense_rows
-from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.cpu.libraries import Libraries, standalone
 from dsgc.codegen.tiles import STEM_COLUMNS
 from dsgc.ops.layout import conv_output_size
 from dsgc.ops.reference import stem as reference
@@ -44,12 +44,12 @@ def stem_conv2d(
     libraries(families.stem(), f"stem_convolution_{columns}")(
         padded,
         weight.detach().permute(2, 3, 1, 0).reshape(-1, x.shape[1], outputs).contiguous(),
-        torch.zeros(outputs) if bias is None else bias.detach().contiguous(),
+        torch.zeros(outputs, dtype=torch.float32) if bias is None else bias.detach().contiguous(),
         out,
         geometry.table(),
         geometry.source_area,
     )
-    return out.view(x.shape[0], *target, outputs).permute(0, 3, 1, 2)
+    return standalone(out.view(x.shape[0], *target, outputs).permute(0, 3, 1, 2))
 
 
 def stem_conv2d_backward(libraries: Libraries, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
