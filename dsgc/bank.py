@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from dsgc.config import SparsityConfig
+from dsgc.decided import as_tensor, fits, from_tensor
 from dsgc.errors import ConfigError, VerificationError
 from dsgc.passes.balance_winners import balance_winners
 from dsgc.passes.context import LayerDecision
 from dsgc.passes.insert_selection import selector_target
-from dsgc.select import Selector
+from dsgc.select import Selector, mark_of
 
 __all__ = ["SelectorBank"]
 
@@ -26,8 +27,9 @@ _SAMPLES = 50  # whose cost a layer's projection may have without being made les
 class SelectorBank(nn.Module):
     """One selector for every call of a sparse layer.
 
-    `step` counts the training steps done. Selectors are made when the layers are chosen; what a
-    checkpoint brings for them before that waits in `pending`. `dense_now` says whether sparsity has
+    `step` counts the training steps done; `decisions` has those about all layers. Selectors are
+    made when the layers are chosen; what a checkpoint brings for them before that waits in
+    `pending`, and what it brings about decisions in `saved`. `dense_now` says whether sparsity has
     not grown so far yet that leaving neurons out would be faster.
     """
 
@@ -36,11 +38,15 @@ class SelectorBank(nn.Module):
     def __init__(self, config: SparsityConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        with torch.inference_mode(False):  # or it could not be counted up outside of that mode
+            self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.decisions: dict[str, LayerDecision] = {}
         self.pending: dict[str, Tensor] = {}
+        self.saved: dict[str, LayerDecision] = {}
         self.holding = False
         self.dense_now = False
         self._behind = False
+        self._shared_at = mark_of(self.step)
 
     @property
     def selectors(self) -> list[Selector]:
@@ -107,15 +113,16 @@ class SelectorBank(nn.Module):
                 "with the settings that the checkpoint was made with"
             ) from error
 
-    def share_out(self, decisions: Mapping[str, LayerDecision]) -> None:
+    def share_out(self) -> None:
         """Set the winners of every layer for the training step done last."""
         factor, asked = self._factor, self.config.sparsity
         self.dense_now = factor * asked < min(_BREAK_EVEN, asked / 2)
-        shares = balance_winners(decisions.values(), 0.0 if self.dense_now else factor)
+        shares = balance_winners(self.decisions.values(), 0.0 if self.dense_now else factor)
         for site, share in shares.items():
             selector = self._find(site)
             if selector is not None:
                 selector.winners, selector.density = share.winners, share.density
+        self._shared_at = mark_of(self.step)
 
     @property
     def _factor(self) -> float:
@@ -133,12 +140,13 @@ class SelectorBank(nn.Module):
                 found[site] = selector.held
         return found
 
-    def advance(self, decisions: Mapping[str, LayerDecision]) -> None:
+    def advance(self) -> None:
         """Begin a training step: schedule, step number, and from time to time new projections."""
-        now = int(self.step)
+        now, moved = int(self.step), mark_of(self.step) != self._shared_at
         self.step.add_(1)
-        if self.config.schedule != "constant" and now <= self.config.warmup_steps:
-            self.share_out(decisions)
+        if self.config.schedule != "constant" and (moved or now <= self.config.warmup_steps):
+            self.share_out()
+        self._shared_at = mark_of(self.step)
         if self.dense_now:
             self._behind = True
             return
@@ -152,17 +160,54 @@ class SelectorBank(nn.Module):
             if (now + i) % (interval * selector.rarely) == 0:
                 selector.refresh()
 
+    def follow(self) -> None:
+        """Before a call in eval mode: take up a step and weights that were written in place.
+
+        An average of a model's weights is kept in such a way, in a copy that is never trained.
+        """
+        if mark_of(self.step) != self._shared_at:
+            for selector in self.selectors:
+                selector.step = max(int(self.step) - 1, 0)
+            self.share_out()
+        if not self.dense_now:
+            for selector in self.selectors:
+                selector.refresh_if_written()
+
     def refresh(self) -> None:
         """Project the current weights of every layer."""
         for selector in self.selectors:
             selector.refresh()
 
-    def resume(self, decisions: Mapping[str, LayerDecision]) -> None:
-        """Take up the state after a checkpoint was loaded."""
+    def resume(self, model: nn.Module) -> None:
+        """Take up the state after a checkpoint was loaded into `model`.
+
+        A checkpoint that decided otherwise wins: layers are chosen anew at the next call, as it
+        says. One without decisions changes none.
+        """
+        self.saved = {site: d for site, d in self.saved.items() if fits(d, model)}
+        if self.decisions and any(self._differs(decision) for decision in self.saved.values()):
+            self._modules.clear()
+            self.decisions.clear()
+        if self.decisions:
+            self.saved.clear()
+        self.pending = {
+            name: tensor
+            for name, tensor in self.pending.items()
+            if name.partition(".")[0] not in self._modules
+        }
         for selector in self.selectors:
             selector.step = max(int(self.step) - 1, 0)
-        self.share_out(decisions)
+        self.share_out()
         self.refresh()
+
+    def _differs(self, saved: LayerDecision) -> bool:
+        """Whether a layer is another than a checkpoint has it, and no rule asks for that."""
+        rule, present = self.config.rule_for(saved.name), self.decisions.get(saved.site)
+        if present is None:
+            return saved.sparse
+        if present.sparse != saved.sparse:
+            return rule is None or not (rule.dense or rule.sparsity is not None)
+        return saved.sparse and (present.macs, present.geometry) != (saved.macs, saved.geometry)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -178,6 +223,22 @@ class SelectorBank(nn.Module):
                 selector.holding = False
                 selector.held = None
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As in torch, but the step stays known: `to_empty` would lose it, and meta has none."""
+        step = self.step
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.step = step if self.step.is_meta else step.to(self.step.device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """The step, the decisions, and what still waits for its selector."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self.pending.items():
+            destination[f"{prefix}{name}"] = tensor
+        known = self.decisions or self.saved
+        if known:
+            destination[f"{prefix}decisions"] = as_tensor(known)
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -191,10 +252,20 @@ class SelectorBank(nn.Module):
         """Nothing is missing in a dense checkpoint; what no selector takes yet waits."""
         for key, value in state_dict.items():
             name = key.removeprefix(prefix)
-            if key == f"{prefix}step":
-                self.step.copy_(value)
-            elif key.startswith(prefix) and name.partition(".")[0] not in self._modules:
+            if not key.startswith(prefix) or value.is_meta:
+                continue
+            if name == "step":
+                self._load_step(value, local_metadata.get("assign_to_params_buffers", False))
+            elif name == "decisions":
+                self.saved = from_tensor(value, self.config)
+            else:
                 self.pending[name] = value.detach().clone()
+
+    def _load_step(self, value: Tensor, assign: bool) -> None:
+        if assign:
+            self.step = value.detach().clone()
+        else:
+            self.step.copy_(value)
 
 
 def _key(site: str) -> str:

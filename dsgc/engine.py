@@ -264,6 +264,7 @@ class Engine:
             self.config,
             lambda decision: self.bank.obtain(decision, self.model.get_submodule(decision.name)),
             decisions=self.decisions,
+            saved=self.bank.saved,
             decided=self.decided,
         )
         run_passes(traced.graph_module, context, PREPARATION, observe)
@@ -310,7 +311,8 @@ class Engine:
             for decision in self.decisions.values():
                 if decision.sparse:
                     program.context.make_selector(decision)
-        self.bank.share_out(self.decisions)
+        self.bank.saved.clear()
+        self.bank.share_out()
 
     def _report_nothing_sparse(self) -> None:
         """A model whose layers are just too small runs dense and says so; else it is an error."""
@@ -326,6 +328,10 @@ class Engine:
 
     def _add_unseen(self) -> None:
         """Decisions about the layers that are in no graph."""
+        for site, decision in self.bank.saved.items():
+            rule = self.config.rule_for(decision.name)
+            if decision.sparse and not (rule is not None and rule.dense):
+                self.decisions.setdefault(site, decision)
         seen = {decision.name for decision in self.decisions.values()}
         for name, module in self.model.named_modules():
             if not isinstance(module, _LAYERS) or name in seen:

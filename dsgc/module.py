@@ -30,7 +30,9 @@ _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 def _refresh_after_load(module: nn.Module, incompatible: object) -> None:
     if isinstance(module, SparseModule):
-        module._bank.resume(module._decisions)
+        module._bank.resume(module._dense[0])
+        if not module._decisions:
+            module._built = None
 
 
 class SparseModule(nn.Module):
@@ -49,10 +51,10 @@ class SparseModule(nn.Module):
         self._dense = (model,)  # a tuple, so that parameters keep their names
         self._config = config
         self._backend = backend
-        self._decisions: dict[str, LayerDecision] = {}
         self._untraced: dict[str, str] = {}
         self._built: Engine | None = None
         self._bank_of = (SelectorBank(config),)
+        self._decisions = self._bank.decisions
         # The very same dicts: what is registered here and what the model reads cannot part.
         self._parameters = model._parameters
         self._buffers = model._buffers
@@ -267,7 +269,9 @@ class SparseModule(nn.Module):
         engine.prepare(args, kwargs)
         if self.training:
             refuse_recomputation("the sparse module")
-            self._bank.advance(self._decisions)
+            self._bank.advance()
+        else:
+            self._bank.follow()
         return engine.run(args, kwargs)
 
     def _prepare(self, args: tuple[Any, ...]) -> None:
@@ -307,6 +311,7 @@ class SparseModule(nn.Module):
         self._dense[0].train(mode)
         self._bank.train(mode)
         if not mode:
+            self._bank.follow()
             self._bank.refresh()
         return self
 

@@ -144,8 +144,12 @@ def _decide(
     settings = context.config.settings_for(name, geometry.out_channels)
     search, cost = search_cost(settings, geometry, pixels, positions)
     chosen = replace(dense, search_macs=search, settings=settings, geometry=geometry)
+    saved = context.saved.get(site)
     if rule is not None and rule.sparsity is not None:
-        return replace(chosen, sparse=True, reason=f"rule {rule.text!r} asks for it")
+        chosen = replace(chosen, sparse=True, reason=f"rule {rule.text!r} asks for it")
+        return _as_saved(chosen, saved) if saved is not None and saved.sparse else chosen
+    if saved is not None:
+        return _as_saved(chosen if saved.sparse else dense, saved)
     block, made = settings.block, 1.0 - settings.sparsity
     refusal = _refusal(chosen, geometry, block, node in final) or _trifle(chosen, positions, whole)
     if refusal:
@@ -159,6 +163,18 @@ def _decide(
     if loss:
         return replace(dense, reason=loss, too_dear=True)
     return replace(chosen, sparse=True, reason="it pays")
+
+
+def _as_saved(layer: LayerDecision, saved: LayerDecision) -> LayerDecision:
+    """A layer that can be sparse as the checkpoint has it; multiply-adds weigh in its winners."""
+    geometry = saved.geometry if layer.kind == "Linear" and saved.sparse else layer.geometry
+    return replace(
+        saved,
+        reason=layer.reason or saved.reason,
+        settings=layer.settings,
+        geometry=geometry,
+        where=layer.where,
+    )
 
 
 def _refusal(layer: LayerDecision, geometry: Geometry, block: int, final: bool) -> str:

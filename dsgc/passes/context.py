@@ -53,6 +53,7 @@ class Context:
 
     `decisions` is by site, in the order of execution. Once `decided`, passes only look layers up,
     so that every graph of a model (another image size, another call) makes the same layers sparse.
+    `saved` is what a checkpoint says about layers, by site: it comes after rules and before costs.
     `last_part` is False for a part of a model whose output other parts read: it has no final
     classifier.
     """
@@ -62,5 +63,6 @@ class Context:
     make_selector: MakeSelector
     namespace: str = "dsgc"
     decisions: dict[str, LayerDecision] = field(default_factory=dict)
+    saved: dict[str, LayerDecision] = field(default_factory=dict)
     decided: bool = False
     last_part: bool = True

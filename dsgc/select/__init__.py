@@ -3,6 +3,7 @@
 from dsgc.select.packed_selection import PackedSelection
 from dsgc.select.projection import (
     leading_projection,
+    mark_of,
     project_weight,
     reduced_dimension,
     round_weight,
@@ -15,6 +16,7 @@ __all__ = [
     "PackedSelection",
     "Selector",
     "leading_projection",
+    "mark_of",
     "project_weight",
     "reduced_dimension",
     "refuse_recomputation",

@@ -14,6 +14,7 @@ __all__ = [
     "generator_for",
     "leading_dimension",
     "leading_projection",
+    "mark_of",
     "pixel_dimension",
     "project_weight",
     "reduced_dimension",
@@ -145,3 +146,11 @@ def round_weight(projected: Tensor) -> tuple[Tensor, Tensor]:
     unit = torch.where(peak.isfinite(), peak, torch.nan) / 127
     levels = torch.where(unit > 0, (projected / unit).round(), torch.zeros_like(projected))
     return levels.to(torch.int8), unit
+
+
+def mark_of(tensor: Tensor) -> tuple[int, int]:
+    """Changes when `tensor` is written in place (not through `.data`) or gets other memory."""
+    version = 0 if tensor.is_inference() else tensor._version
+    # Tensors of other classes, such as those that only have a shape, may have no memory.
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return version, tensor.data_ptr() if plain else 0

@@ -22,6 +22,7 @@ from dsgc.select.projection import (
     estimate_unit,
     generator_for,
     leading_projection,
+    mark_of,
     project_weight,
     round_weight,
     search_dimension,
@@ -95,7 +96,9 @@ class Selector(nn.Module):
         self.holding = False
         self._norm_of: tuple[_NormBase, ...] = ()
         drawn = settings.selector == "drs"
-        self.register_buffer("projection", self._draw() if drawn else None, persistent=drawn)
+        with torch.inference_mode(False):  # or no checkpoint could be loaded outside of that mode
+            projection = self._draw() if drawn else None
+        self.register_buffer("projection", projection, persistent=drawn)
         self.register_buffer("projected", None, persistent=False)
         self.register_buffer("unit", None, persistent=False)
         self.refresh()
@@ -136,9 +139,11 @@ class Selector(nn.Module):
         generator = generator_for(self.seed, self.settings.name, "projection")
         return ternary_projection(*self.reduced, generator).to(self.weight.device)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def refresh(self) -> None:
         """Project the layer's current weight."""
+        self._projected_at = mark_of(self.layer.weight)
         if self.settings.selector == "svd":
             self.projection = leading_projection(self.weight, min(self.reduced), self.by_window)
         if self.projection is None:
@@ -149,6 +154,11 @@ class Selector(nn.Module):
         self.projected, self.unit = projected * estimate_unit(self.projection), None
         if not self.by_window:
             self.projected, self.unit = round_weight(self.projected)
+
+    def refresh_if_written(self) -> None:
+        """Project the weight if it was changed, or is another tensor, since the last time."""
+        if self.projection is not None and mark_of(self.layer.weight) != self._projected_at:
+            self.refresh()
 
     def _ranked(self) -> tuple[Tensor | None, Tensor | None]:
         """Scale and offset [K] that make what is ranked of a product of input and weight."""
