@@ -28,6 +28,7 @@ from dsgc.exporter.recognise import (
 )
 from dsgc.exporter.values import Chosen, Packed, Rows, Source
 from dsgc.exporter.writer import Writer
+from dsgc.ops.layout import in_order_of
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.geometry import conv_padding
@@ -379,7 +380,7 @@ class _Emitter:
             return None
         if node.op == "call_method" and node.target in _SAME_METHODS:
             return lambda: x
-        if node.target is F.dropout:
+        if node.target in (F.dropout, in_order_of):
             return lambda: x
         if node.op == "call_method" and node.target in ("size", "dim"):
             return lambda: self.made[node]

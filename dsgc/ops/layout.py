@@ -27,6 +27,7 @@ __all__ = [
     "expand_index",
     "expand_mask",
     "gather_blocks",
+    "in_order_of",
     "is_bitmask",
     "mask_to_selection",
     "pool_output_size",
@@ -152,6 +153,20 @@ def channels_last(x: Tensor) -> Tensor:
     """A fresh copy of x [N, C, H, W] in `torch.channels_last` strides, also where extents are 1."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     return out.copy_(x)
+
+
+def in_order_of(x: Tensor, *deciding: Tensor) -> Tensor:
+    """x as it is if one of `deciding`, maps or weights [.., C, H, W], is channels-last; else
+    contiguous.
+    """
+    return x if any(map(_is_channels_last, deciding)) else x.contiguous()
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """By its strides, which also tell it of extents of 1 where they can, as dense layers do."""
+    _, channels, height, width = x.shape
+    same = x.stride()[1:] == (1, width * channels, channels)
+    return same and (channels > 1 or height * width > 1)
 
 
 def gather_blocks(x: Tensor, index: Tensor, rowptr: Tensor, block: int) -> Tensor:

@@ -16,7 +16,8 @@ Pair = tuple[int, int]
 
 def apply_mask(y: Tensor, mask: Tensor, block: int) -> Tensor:
     """y, [N, C, H, W] or [rows, C], with zeros where mask [N, blocks, H, W] is not set."""
-    return y.masked_fill(~expand_mask(mask, block, y.shape[1]).view(y.shape), 0)
+    # A copy of its own keeps the strides of y, which masked_fill would not.
+    return y.clone().masked_fill_(~expand_mask(mask, block, y.shape[1]).view(y.shape), 0)
 
 
 def masked_conv2d(
