@@ -13,17 +13,21 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.exporter import dense_rules, elementwise_rules, search_rules, sparse_rules
+from dsgc.exporter import (
+    dense_rules,
+    elementwise_rules,
+    function_rules,
+    search_rules,
+    sparse_rules,
+)
 from dsgc.exporter.errors import unsupported
 from dsgc.exporter.program import Program, View
 from dsgc.exporter.recognise import (
     CONCATENATIONS,
     affine_of,
-    channel_padding,
     is_fleeting,
     joined_along_channels,
     own_operator,
-    pixel_steps,
     softmax_dimension,
 )
 from dsgc.exporter.values import Chosen, Packed, Rows, Source
@@ -386,28 +390,13 @@ class _Emitter:
             return lambda: self.made[node]
         if node.target is getattr and node.args[1] == "shape":
             return lambda: self.made[node]
-        return self.layout_rule(node, x) or self.shared_rule(node, x)
+        return self.moving_rule(node, x) or self.shared_rule(node, x)
 
-    def layout_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
-        """Functions that move or add values without computing."""
-        if node.target is F.pad and (before := channel_padding(node)) is not None:
-            return lambda: dense_rules.pad_channels(self.writer, x, *before)
-        if node.target is operator.getitem and (step := pixel_steps(node.args[1])) is not None:
-            return lambda: dense_rules.take_pixels(self.writer, x, step)
-        if node.target in (torch.reshape, "reshape", "view"):
-            shape = self.shape(node)
-            if shape == (self.batch, x.size[0], 1, 1) and x.matrix:
-                return lambda: self.as_map(x)
-            if shape == (self.batch, x.size[0]) and not x.matrix and x.size[1:] == (1, 1):
-                return lambda: dense_rules.flatten(self.writer, x)
-            if shape == (self.batch, *x.size) and not x.matrix:
-                return lambda: x
-        return None
-
-    def as_map(self, x: Rows) -> Rows:
-        """A matrix as maps of one pixel."""
-        settled = self.writer.settle(x)
-        return Rows(settled.view, settled.size, False, closed=True)
+    def moving_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
+        if not isinstance(self.made[node], Tensor):
+            return None
+        arguments = (self.writer, node, x, self.shape(node))
+        return function_rules.layout_rule(*arguments) or function_rules.averaging_rule(*arguments)
 
     def pixels(self, node: fx.Node) -> tuple[int, int]:
         shape = self.shape(node)

@@ -18,6 +18,7 @@ from dsgc.passes.patterns import batch_norm, elementwise, module_of, shape_of
 __all__ = [
     "CONCATENATIONS",
     "affine_of",
+    "averages_pixels",
     "channel_padding",
     "is_fleeting",
     "joined_along_channels",
@@ -28,6 +29,7 @@ __all__ = [
 
 CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
 _SOFTMAXES: tuple[Any, ...] = (F.softmax, torch.softmax, "softmax")
+_MEANS: tuple[Any, ...] = (torch.mean, "mean")
 _OUR_NAMESPACES = ("dsgc", "dsgc_cpu")
 
 
@@ -88,6 +90,20 @@ def affine_of(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, Tensor]:
         raise unsupported("a batch norm has no running statistics", "train the model first")
     scale, shift = running_affine(norm)
     return scale.detach(), shift.detach()
+
+
+def averages_pixels(node: fx.Node) -> bool:
+    """Whether a mean of maps [N, C, H, W] is that of all pixels of a channel."""
+    shape = shape_of(node.args[0]) if node.args else None
+    if node.target not in _MEANS or shape is None or len(shape) != 4:
+        return False
+    if node.kwargs.get("dtype") is not None:
+        return False
+    named = node.kwargs.get("dim", node.kwargs.get("axis"))
+    found = node.args[1] if len(node.args) > 1 else named
+    if not isinstance(found, (list, tuple)) or not all(isinstance(one, int) for one in found):
+        return False
+    return sorted(one % 4 for one in found) == [2, 3]
 
 
 def channel_padding(node: fx.Node) -> tuple[int, int] | None:

@@ -1,0 +1,62 @@
+"""What functions and methods of the dense model become that move or average values."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from dsgc.exporter import dense_rules
+from dsgc.exporter.recognise import averages_pixels, channel_padding, pixel_steps
+from dsgc.exporter.values import Rows
+from dsgc.exporter.writer import Writer
+
+__all__ = ["Rule", "averaging_rule", "layout_rule"]
+
+Rule = Callable[[], Any]
+_RESHAPES: tuple[Any, ...] = (torch.reshape, torch.flatten, "reshape", "view", "flatten")
+
+
+def averaging_rule(writer: Writer, node: fx.Node, x: Rows, made: Sequence[int]) -> Rule | None:
+    """Averages of pixels, as functions; `made` is the shape of the result."""
+    if x.matrix:
+        return None
+    if node.target is F.adaptive_avg_pool2d and len(made) == 4:
+        return lambda: dense_rules.adaptive_average(writer, x, (made[2], made[3]))
+    if not averages_pixels(node):
+        return None
+    if len(made) == 4:
+        return lambda: dense_rules.adaptive_average(writer, x, (1, 1))
+    return lambda: dense_rules.flatten(writer, dense_rules.adaptive_average(writer, x, (1, 1)))
+
+
+def layout_rule(writer: Writer, node: fx.Node, x: Rows, made: Sequence[int]) -> Rule | None:
+    """Functions that move values without computing; `made` is the shape of the result."""
+    if node.target is F.pad and (before := channel_padding(node)) is not None:
+        return lambda: dense_rules.pad_channels(writer, x, *before)
+    if node.target is operator.getitem and (step := pixel_steps(node.args[1])) is not None:
+        return lambda: dense_rules.take_pixels(writer, x, step)
+    if node.target in _RESHAPES:
+        return _reshaped(writer, x, tuple(made))
+    return None
+
+
+def _reshaped(writer: Writer, x: Rows, shape: tuple[int, ...]) -> Rule | None:
+    batch = writer.samples
+    if shape == (batch, x.size[0], 1, 1) and x.matrix:
+        return lambda: _as_map(writer, x)
+    if shape == (batch, x.size[0]) and not x.matrix and x.size[1:] == (1, 1):
+        return lambda: dense_rules.flatten(writer, x)
+    if shape == ((batch, x.size[0]) if x.matrix else (batch, *x.size)):
+        return lambda: x
+    return None
+
+
+def _as_map(writer: Writer, x: Rows) -> Rows:
+    """A matrix as maps of one pixel."""
+    settled = writer.settle(x)
+    return Rows(settled.view, settled.size, False, closed=True)
