@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from dsgc.bank import SelectorBank
+from dsgc.call_shape import CallShape
 from dsgc.config import SparsityConfig
 from dsgc.errors import KernelError, NothingToSparsifyError, TraceError, UnsupportedError
+from dsgc.kept_graphs import Assumptions, Gate, KeptGraphs
 from dsgc.passes.choose_kernels import choose_kernels
 from dsgc.passes.choose_layers import is_layer
 from dsgc.passes.context import Context, LayerDecision
@@ -30,7 +33,7 @@ from dsgc.passes.pipeline import (
 from dsgc.passes.propagate_shapes import eval_mode, fake_inputs, propagate_shapes
 from dsgc.seen import SeenCall
 from dsgc.skeleton import Skeletons
-from dsgc.trace import CallShape, Traced, trace
+from dsgc.trace import Traced, trace
 from dsgc.watch import named_ranges, profiler_is_on
 
 __all__ = ["Engine", "Program", "no_sparse_layer"]
@@ -39,6 +42,8 @@ _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.Linear,
 )  # fmt: skip
+
+_LOADING = threading.Lock()
 
 
 class Program:
@@ -49,37 +54,44 @@ class Program:
         path: of the part in the model; "" is all of it.
         call: how it is called.
         example: fake tensors like those of the first call, which take no memory.
+        traced: what tracing said besides the graph.
     """
 
     def __init__(
         self,
-        dense: fx.GraphModule,
+        traced: Traced,
         context: Context,
         observe: Observer | None,
         path: str,
         call: CallShape,
         example: list[Tensor],
     ) -> None:
-        self.dense = dense
+        self.dense, self.traced = traced.graph_module, traced
         self.context = context
         self.observe = observe
         self.path, self.call, self.example = path, call, example
         self._semantic: fx.GraphModule | None = None
         self._lowered: dict[str, fx.GraphModule] = {}
+        self._making = threading.RLock()
 
     @property
     def semantic(self) -> fx.GraphModule:
         """The graph on dense tensors and masks."""
         if self._semantic is None:
-            self._semantic = run_passes(self.dense, self.context, SEMANTIC, self.observe)
+            with self._making:
+                if self._semantic is None:
+                    self._semantic = run_passes(self.dense, self.context, SEMANTIC, self.observe)
         return self._semantic
 
     def lowered(self, namespace: str) -> fx.GraphModule:
         """The graph on packed values, with the kernels of `namespace`."""
         if namespace not in self._lowered:
-            semantic = self.semantic
-            self.context.namespace = namespace
-            self._lowered[namespace] = run_passes(semantic, self.context, LOWERING, self.observe)
+            with self._making:
+                if namespace not in self._lowered:
+                    semantic = self.semantic
+                    self.context.namespace = namespace
+                    lowered = run_passes(semantic, self.context, LOWERING, self.observe)
+                    self._lowered[namespace] = lowered
         return self._lowered[namespace]
 
     def exposed(self, namespace: str) -> fx.GraphModule:
@@ -113,8 +125,8 @@ class Engine:
         self.decisions = decisions
         self.decided = bool(decisions)
         self.skeletons = Skeletons(model, self.call_part)
-        self.programs: dict[tuple[object, ...], Program] = {}
-        self.traced: dict[tuple[object, ...], Traced] = {}
+        self.programs: KeptGraphs[Program] = KeptGraphs()
+        self.gate = Gate()
         self.profiled: list[Program] | None = None
         self.last: tuple[Program, str | None] | None = None
         self.fallback = ""
@@ -130,7 +142,9 @@ class Engine:
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Choose the layers if that has not been done, from the shapes of this call."""
         if not self.decided:
-            self._decide(args, kwargs)
+            with self.gate.building():
+                if not self.decided:
+                    self._decide(args, kwargs)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the model on the graphs for this call.
@@ -140,9 +154,10 @@ class Engine:
         """
         self.seen = SeenCall(args, kwargs)
         dense = self.bank.dense_now or not self._any_sparse()
-        if self.last is not None and self.profiled is None and dense:
-            return self.model(*args, **kwargs)
-        return self.call_part("", args, kwargs)
+        with self.gate.running():
+            if self.last is not None and self.profiled is None and dense:
+                return self.model(*args, **kwargs)
+            return self.call_part("", args, kwargs)
 
     def _any_sparse(self) -> bool:
         return any(decision.sparse for decision in self.decisions.values())
@@ -230,16 +245,27 @@ class Engine:
         """The program of a part for this call, and the tensors to run it with."""
         call, tensors = CallShape.of(self.model.get_submodule(path), args, kwargs)
         shapes = tuple((t.shape[1:], t.dim(), t.dtype, t.device) for t in tensors)
-        key = (path, *call.key, shapes)
-        if key in self.programs:
-            return self.programs[key], tensors
+        key = (*call.key, shapes)
+        program = self.programs.find(path, key)
+        if program is None:
+            with self.gate.building():
+                # Another thread may have been faster.
+                program = self.programs.find(path, key) or self._make(path, key, call, tensors)
+        return program, tensors
+
+    def _make(self, path: str, key: object, call: CallShape, tensors: list[Tensor]) -> Program:
+        """A new program, kept for all calls that are like this one."""
         program = self._build(path, call, fake_inputs(tensors), self.observe)
         if self.profiled is None:
             propagate_shapes(program.dense, program.example, self.model, instead=tensors)
         if self.decided:
             run_passes(program.dense, program.context, ANALYSIS, self.observe)
-        self.programs[key] = program
-        return program, tensors
+        own_code = set(map(self.model.get_submodule, program.traced.untraced))
+        # Hooks of the model itself run around its graph, whenever they are registered.
+        unhooked = set() if path else {self.model}
+        assumed = Assumptions(program.traced.recorded, own_code, unhooked)
+        self.programs.keep(path, key, program, assumed.hold)
+        return program
 
     def again(self, program: Program, observe: Observer | None = None) -> Program:
         """A fresh program of a part for the same call, with all layers decided; nobody runs it.
@@ -268,7 +294,7 @@ class Engine:
             decided=self.decided,
         )
         run_passes(traced.graph_module, context, PREPARATION, observe)
-        return Program(traced.graph_module, context, observe, path, call, example)
+        return Program(traced, context, observe, path, call, example)
 
     def _decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Choose the layers of the whole model and make their selectors."""
@@ -346,11 +372,12 @@ class Engine:
 
 def _load_kernels() -> None:
     """Register the generated kernels; tvm is imported here at the earliest."""
-    try:
-        from dsgc.codegen import cpu_kernels
-    except ImportError as error:
-        raise KernelError(f"generated kernels need apache-tvm: {error}") from error
-    cpu_kernels()
+    with _LOADING:
+        try:
+            from dsgc.codegen import cpu_kernels
+        except ImportError as error:
+            raise KernelError(f"generated kernels need apache-tvm: {error}") from error
+        cpu_kernels()
 
 
 def no_sparse_layer(reasons: dict[str, str]) -> str:

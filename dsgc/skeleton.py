@@ -6,6 +6,7 @@ replaced by callers of compiled parts. The user's forward then runs as it is, un
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +29,7 @@ class Skeletons:
         self.call_part = call_part
         self.twins: dict[str, nn.Module] = {}
         self.called: set[str] = set()
-        self.depth = 0
+        self._here = threading.local()
 
     def has(self, path: str) -> bool:
         """Whether the module `path` runs by its own code."""
@@ -63,20 +64,23 @@ class Skeletons:
 
     def call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module `path` by its own code; attributes it sets are kept on the original."""
-        if self.depth == 0:
+        depth = getattr(self._here, "depth", 0)
+        if depth == 0:
             self._sync(to_twins=True)
-        self.depth += 1
+        self._here.depth = depth + 1
         try:
             return self.twins[path](*args, **kwargs)
         finally:
-            self.depth -= 1
-            if self.depth == 0:
+            self._here.depth = depth
+            if depth == 0:
                 self._sync(to_twins=False)
 
     def _sync(self, to_twins: bool) -> None:
-        for path, twin in self.twins.items():
+        for path, twin in list(self.twins.items()):
             original = self.model.get_submodule(path)
             source, target = (original, twin) if to_twins else (twin, original)
+            for name in [name for name in target.__dict__ if name not in source.__dict__]:
+                del target.__dict__[name]
             changed = {k: v for k, v in source.__dict__.items() if k != "_modules"}
             target.__dict__.update(changed)
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dsgc.call_shape import CallShape
 from dsgc.errors import TraceError
-from dsgc.trace import CallShape, Traced, trace, user_line
+from dsgc.trace import Traced, trace, user_line
 
 
 def traced(model: nn.Module, *args: Any, **kwargs: Any) -> Traced:
@@ -167,3 +168,113 @@ def test_parameters_used_directly() -> None:
         graph = trace(model, path, call).graph_module
         torch.testing.assert_close(graph(X), X * 3)
         assert dict(graph.named_parameters())["0.scale"] is model[0].scale
+
+
+def test_buffers_are_read_when_the_graph_runs() -> None:
+    class Centred(Block):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - self.mean.view(1, -1, 1, 1) * 2)
+
+    model = Centred()
+    result = traced(model, X)
+    assert result.untraced == {}
+    model.mean.fill_(3.0)
+    torch.testing.assert_close(result.graph_module(X), model(X))
+
+
+def test_a_buffer_that_decides_is_control_flow_on_data() -> None:
+    class Once(Block):
+        ready: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("ready", torch.tensor(False))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if self.ready.item() else x
+
+    assert "ready.item()" in traced(Chain(Once()), X).untraced["middle"]
+
+
+def test_tensors_made_in_the_code_leave_the_model_alone() -> None:
+    class Scales(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.tensor([2.0, 3.0, 4.0])
+
+    class ScalesByMode(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.tensor(2.0 if self.training else 3.0)
+
+    model = Scales()
+    before = dict(model.__dict__)
+    torch.testing.assert_close(traced(model, X).graph_module(X), model(X))
+    assert model.__dict__ == before
+    part = nn.Sequential(model)
+    call, _ = CallShape.of(model, (X,), {})
+    torch.testing.assert_close(trace(part, "0", call).graph_module(X), model(X))
+    assert "training" in traced(Chain(ScalesByMode()), X).untraced["middle"]
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "_code", "class"])
+def test_names_that_a_graph_cannot_have(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._modules[name] = Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._modules[name](x)  # type: ignore[misc,no-any-return]
+
+    with pytest.raises(TraceError, match=f"called '{name}'.*rename it"):
+        traced(Named(), X)
+    model = Named()
+    call, _ = CallShape.of(model, (X,), {})
+    for path in (name, f"{name}.conv"):
+        with pytest.raises(TraceError, match=f"called '{name}'.*rename it"):
+            trace(model, path, call)
+
+
+def test_a_name_inside_makes_its_module_a_leaf() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({"class": nn.Conv2d(4, 4, 1)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts["class"](x)  # type: ignore[no-any-return]
+
+    model = Chain(Keyword())
+    result = traced(model, X)
+    assert "rename it" in result.untraced["middle"]
+    torch.testing.assert_close(result.graph_module(X), model(X))
+
+
+def test_things_called_self() -> None:
+    class Selfish(nn.Module):
+        def __init__(this) -> None:  # noqa: N805
+            super().__init__()
+            this._modules["self"] = Block()
+
+        def forward(this, self: Tensor, **more: Tensor) -> Tensor:  # noqa: N805
+            return this._modules["self"](self) + more["class"]  # type: ignore[misc,no-any-return]
+
+    model = Selfish()
+    call, tensors = CallShape.of(model, (X,), {"class": X})
+    graph = trace(model, "", call).graph_module
+    torch.testing.assert_close(graph(*tensors), model(X, **{"class": X}))
+
+    class OwnSelf(nn.Module):
+        def __init__(this) -> None:  # noqa: N805
+            super().__init__()
+            this._parameters["self"] = nn.Parameter(torch.tensor(2.0))
+
+        def forward(this, x: Tensor) -> Tensor:  # noqa: N805
+            return x * this._parameters["self"]  # type: ignore[operator]
+
+    torch.testing.assert_close(traced(OwnSelf(), X).graph_module(X), X * 2)

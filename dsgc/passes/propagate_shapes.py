@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from dsgc.effects import Undone
 from dsgc.errors import InputError
 
 __all__ = ["eval_mode", "fake_inputs", "propagate_shapes"]
@@ -27,7 +28,10 @@ class _Recorder(fx.Interpreter):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run the body in eval mode, without gradients, leaving no trace in modes or generators."""
+    """Run the body in eval mode, without gradients, leaving no trace in modes or generators.
+
+    What the user's own code does to attributes and buffers is undone as well.
+    """
     before = [(module, module.training) for module in model.modules()]
     # Autocast must not remember the fake copies of weights for later.
     caching = torch.is_autocast_cache_enabled()
@@ -35,7 +39,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         torch.set_autocast_cache_enabled(False)
         for module, _ in before:
             module.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), Undone(model):
             yield
     finally:
         torch.set_autocast_cache_enabled(caching)

@@ -1,0 +1,196 @@
+"""The graphs that are kept of a model, and what each of them takes for granted."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from dsgc.blame import is_torch_layer
+
+__all__ = ["GRAPHS_OF_A_PART", "Assumptions", "Gate", "KeptGraphs"]
+
+GRAPHS_OF_A_PART = 32
+"""How many graphs are kept of a part of a model; the least recently used makes room."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_FOLLOWED = (int, float, complex, str, bytes, tuple, type(None), Tensor, type)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+class Assumptions:
+    """What a graph holds as constants: attributes of the modules recorded, and their hooks.
+
+    Built once a graph and compared at every call, so it looks things up as directly as it can.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        own_code: Set[nn.Module] = frozenset(),
+        unhooked: Set[nn.Module] = frozenset(),
+    ) -> None:
+        """`modules` are in the graph; it only calls those of `own_code`, and has no hooks of the
+        modules in `unhooked`.
+        """
+        self.attributes: list[tuple[dict[str, Any], int, list[str], list[Any]]] = []
+        self.hooks: list[dict[Any, Any]] = []
+        for module in modules:
+            if module not in unhooked:
+                self.hooks += [module.__dict__[name] for name in _HOOKS]
+            if module not in own_code:
+                self._follow(module.__dict__, _OF_EVERY_MODULE)
+                if not is_torch_layer(module):
+                    self._follow(module._buffers, frozenset())
+                    self._follow(module._parameters, frozenset())
+        self.registered = [tuple(hooks) for hooks in self.hooks]
+
+    def _follow(self, attributes: dict[str, Any], without: frozenset[str]) -> None:
+        followed = {
+            name: value
+            for name, value in attributes.items()
+            if name not in without and (isinstance(value, _FOLLOWED) or callable(value))
+        }
+        names, values = list(followed), list(followed.values())
+        self.attributes.append((attributes, len(attributes), names, values))
+
+    def hold(self) -> bool:
+        """Whether all is as it was when the graph was made."""
+        for attributes, count, names, values in self.attributes:
+            if len(attributes) != count:
+                return False
+            for name, value in zip(names, values, strict=True):
+                now = attributes.get(name, self)
+                if now is not value and not _equal(now, value):
+                    return False
+        return [tuple(hooks) for hooks in self.hooks] == self.registered
+
+
+def _equal(now: Any, before: Any) -> bool:
+    if type(now) is not type(before) or isinstance(before, Tensor):
+        return False
+    if isinstance(before, float):
+        return bool(now.hex() == before.hex())
+    return isinstance(before, (int, str, bytes)) and bool(now == before)
+
+
+_Graphs = TypeVar("_Graphs")
+
+
+class _Entry(Generic[_Graphs]):
+    def __init__(self, graphs: _Graphs, holds: Callable[[], bool]) -> None:
+        self.graphs, self.holds = graphs, holds
+        self.used = 0
+
+
+class KeptGraphs(Generic[_Graphs]):
+    """Graphs by part of the model and kind of call; a bounded number of each part."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, dict[object, list[_Entry[_Graphs]]]] = {}
+        self._clock = itertools.count(1)
+        self._warned = False
+
+    def find(self, path: str, key: object) -> _Graphs | None:
+        """The graphs of the part `path` for calls of this kind, if they are still right."""
+        for entry in self._parts.get(path, {}).get(key, ()):
+            if entry.holds():
+                entry.used = next(self._clock)
+                return entry.graphs
+        return None
+
+    def keep(self, path: str, key: object, graphs: _Graphs, holds: Callable[[], bool]) -> None:
+        """Keep graphs, to be found as long as `holds()`."""
+        entry = _Entry(graphs, holds)
+        entry.used = next(self._clock)
+        part = self._parts.setdefault(path, {})
+        part[key] = [entry, *part.get(key, ())]
+        if len(self._of(part)) > GRAPHS_OF_A_PART:
+            self._drop_oldest(path, part)
+
+    def _of(self, part: dict[object, list[_Entry[_Graphs]]]) -> list[_Entry[_Graphs]]:
+        return [entry for entries in part.values() for entry in entries]
+
+    def _drop_oldest(self, path: str, part: dict[object, list[_Entry[_Graphs]]]) -> None:
+        oldest = min(self._of(part), key=lambda entry: entry.used)
+        for key, entries in list(part.items()):
+            rest = [entry for entry in entries if entry is not oldest]
+            if rest:
+                part[key] = rest
+            else:
+                del part[key]
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"dsgc: more than {GRAPHS_OF_A_PART} graphs of {path or 'the model'}; the least "
+                "recently used are made again when they are needed, which takes time. Every image "
+                "size and every value of a number that is passed, or that is an attribute of a "
+                "module, has a graph of its own: use tensors for what changes often",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def clear(self) -> None:
+        """Forget all graphs."""
+        self._parts.clear()
+
+    def __len__(self) -> int:
+        return sum(len(self._of(part)) for part in self._parts.values())
+
+
+class Gate:
+    """Lets any number of threads run graphs, or one alone build, which sets modes for a while."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: dict[int, int] = {}
+        self._builder: int | None = None
+        self._depth = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within, no other thread builds."""
+        me = threading.get_ident()
+        with self._changed:
+            while self._builder not in (None, me):
+                self._changed.wait()
+            self._running[me] = self._running.get(me, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._leave(me)
+
+    def _leave(self, me: int) -> None:
+        self._running[me] -= 1
+        if not self._running[me]:
+            del self._running[me]
+        self._changed.notify_all()
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Within, no other thread runs or builds."""
+        me = threading.get_ident()
+        with self._changed:
+            # A thread that waits here runs nothing meanwhile, also in the midst of a call.
+            mine = self._running.pop(me, 0)
+            self._changed.notify_all()
+            while self._builder not in (None, me) or (self._running and self._builder is None):
+                self._changed.wait()
+            self._builder = me
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._depth -= 1
+                if not self._depth:
+                    self._builder = None
+                if mine:
+                    self._running[me] = mine
+                self._changed.notify_all()

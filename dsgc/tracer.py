@@ -1,0 +1,241 @@
+"""The recorder: torch.fx, refusing what a graph would silently leave out.
+
+torch.fx records operators on tensors and nothing else. This one notices what else a forward does
+and says which module did it, so that the module runs by its own code.
+"""
+
+from __future__ import annotations
+
+import keyword
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from dsgc.ambient import Ambient, ambient, opposite
+from dsgc.blame import is_torch_layer, where
+from dsgc.call_shape import CallShape
+from dsgc.effects import Undone
+from dsgc.passes.patterns import has_hooks
+
+__all__ = ["Culprit", "Recorder", "unusable_name"]
+
+_MODES = r"no_grad|enable_grad|set_grad|inference_mode|autocast|checkpoint|saved_tensors|save_on"
+
+
+class Culprit(Exception):  # noqa: N818 - it is raised to leave a forward, not to report a fault
+    """A module that has to run by its own code, and why."""
+
+    def __init__(self, module: nn.Module, reason: str) -> None:
+        super().__init__(reason)
+        self.module = module
+        self.reason = reason
+
+
+class Recorder(fx.Tracer):
+    """Records one forward, with qualified names of the whole model.
+
+    Attributes:
+        entered: the modules of the user whose code was recorded.
+        culprit: a module whose code does what a graph cannot hold.
+    """
+
+    # A buffer is read whenever the graph runs, not once.
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        names: dict[nn.Module, str],
+        leaves: set[nn.Module],
+        call: CallShape,
+        turned: nn.Module | None = None,
+        effects: Undone | None = None,
+    ):
+        """`turned` runs under opposite modes; `effects` are looked for after every module."""
+        super().__init__()
+        self.record_stack_traces = True
+        self.names, self.leaves, self.call = names, leaves, call
+        self.turned, self.effects = turned, effects
+        self.entered: list[nn.Module] = []
+        self.running: list[tuple[nn.Module, Ambient]] = []
+        self.culprit: Culprit | None = None
+        self.thread = threading.get_ident()
+
+    def blame(self, module: nn.Module, reason: str) -> NoReturn:
+        """Stop: `module` has to run by its own code."""
+        # Kept as well as raised: the user's code may catch it.
+        self.culprit = self.culprit or Culprit(module, reason)
+        raise self.culprit
+
+    # What torch.fx asks
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m in self.leaves or is_torch_layer(m)
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return self.names[mod]
+        except KeyError:
+            raise NameError(f"{type(mod).__name__} is not a registered submodule") from None
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        # torch.fx patches nn.Module for all threads; this one records its own calls alone.
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        self._check_modes()
+
+        def enter(*args: Any, **kwargs: Any) -> Any:
+            if has_hooks(m):
+                self.blame(m, "it has hooks, which run with the module's own code only")
+            with self._entered(m):
+                return forward(*args, **kwargs)
+
+        return super().call_module(m, enter, args, kwargs)
+
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+    ) -> fx.Node:
+        self._check_modes()
+        if kind in ("call_module", "get_attr"):
+            self._check_name(kind, str(target))
+        if name is None and target == "self":
+            name = "self_1"  # a variable called `self` would hide the graph module
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if self.running and _writes_state(node):
+            module = self.running[-1][0]
+            reason = f"its forward changes a parameter or buffer by {_name(node)!r}"
+            self.blame(module, f"{reason} {where(module, _name(node))}")
+        return node
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        slots = [name for name in self.call.slots if name is not None]
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in slots]
+
+        def fn(root: nn.Module, *tensors: Any) -> Any:
+            supply = iter(tensors)
+            leaves = [
+                constant if slot is None else next(supply)
+                for slot, constant in zip(self.call.slots, self.call.constants, strict=True)
+            ]
+            args, kwargs = pytree.tree_unflatten(leaves, self.call.spec)
+            with self._entered(root):
+                return root_fn(root, *args, **kwargs)
+
+        return fn, [self.root, *proxies]
+
+    # What a graph would leave out
+
+    @contextmanager
+    def _entered(self, module: nn.Module) -> Iterator[None]:
+        if module not in self.entered:
+            self.entered.append(module)
+        if module is self.turned:
+            with opposite():
+                yield from self._run(module)
+        else:
+            yield from self._run(module)
+
+    def _run(self, module: nn.Module) -> Iterator[None]:
+        self.running.append((module, ambient()))
+        try:
+            yield
+            self._check_modes()
+        finally:
+            self.running.pop()
+        if self.effects is not None:
+            what, pattern = self.effects.effect()
+            if what:
+                self.blame(module, f"its forward {what} {where(module, pattern)}")
+
+    def _check_modes(self) -> None:
+        if not self.running:
+            return
+        module, before = self.running[-1]
+        what = before.difference(ambient())
+        if what:
+            self.blame(module, f"its forward {what} {where(module, _MODES)}")
+
+    def _check_name(self, kind: str, target: str) -> None:
+        """Refuse names that the generated code of a graph cannot have."""
+        prefix = self.names[self.root] if kind == "get_attr" else ""
+        wrong = unusable_name(f"{prefix}.{target}" if prefix else target)
+        if wrong:
+            self.blame(self.running[-1][0], wrong)
+
+
+def unusable_name(target: str) -> str:
+    """Why a graph cannot refer to `target`, and what to do; empty if it can."""
+    first, *rest = target.split(".")
+    taken = hasattr(fx.GraphModule, first) or first in _TAKEN
+    wrong = [first] if taken else [n for n in rest if hasattr(nn.Module, n)]
+    wrong += [name for name in (first, *rest) if keyword.iskeyword(name)]
+    if not wrong:
+        return ""
+    return (
+        f"a graph cannot have a module or tensor called {wrong[0]!r} ({target}): rename it to make "
+        "it part of one"
+    )
+
+
+_TAKEN = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
+
+
+_VIEWS = frozenset(
+    ("T", "chunk", "contiguous", "data", "detach", "diagonal", "expand", "expand_as", "flatten",
+     "getattr", "getitem", "mT", "movedim", "narrow", "permute", "reshape", "select", "split",
+     "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as")
+)  # fmt: skip
+_IN_PLACE = frozenset(
+    (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
+     operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem)
+)  # fmt: skip
+
+
+def _writes_state(node: fx.Node) -> bool:
+    """Whether `node` changes a parameter or buffer, or a view of one."""
+    written: Any = node.kwargs.get("out")
+    if _in_place(node):
+        written = node.args[0] if node.args else node.kwargs.get("input")
+    while isinstance(written, fx.Node):
+        if written.op == "get_attr":
+            return True
+        written = written.args[0] if _keeps_memory(written) and written.args else None
+    return False
+
+
+def _keeps_memory(node: fx.Node) -> bool:
+    return _name(node) in _VIEWS or _in_place(node)
+
+
+def _in_place(node: fx.Node) -> bool:
+    name = _name(node)
+    changing = name.endswith("_") and not name.endswith("__")
+    return changing or node.target in _IN_PLACE or node.kwargs.get("inplace") is True
+
+
+def _name(node: fx.Node) -> str:
+    target: Any = node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
