@@ -82,7 +82,12 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
             context.decisions[site] = _decide(
                 node, name, site, density, final, densities, whole, context
             )
-        decision = node.meta["decision"] = context.decisions[site]
+        decision = context.decisions[site]
+        module = module_of(node)
+        if decision.sparse and module is not None and has_hooks(module):
+            # They came later: the layer is dense while it has them.
+            decision = replace(decision, sparse=False, reason="it has hooks")
+        node.meta["decision"] = decision
         if decision.sparse and decision.settings is not None:
             densities[node] = 1.0 - decision.settings.sparsity
         else:
