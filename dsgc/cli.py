@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # the only one that wraps paragraphs anew
 )
 
 for _command in (explain, inspect, export, run, doctor):
@@ -59,8 +61,24 @@ class Mode(StrEnum):
     both = "both"
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dsgc {version('dsgc')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version of dsgc and exit.",
+        ),
+    ] = False,
+) -> None:
     """Dynamic sparse training of PyTorch models."""
 
 

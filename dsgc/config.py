@@ -55,7 +55,9 @@ def _check_sparsity(field: str, value: object) -> None:
 
 
 def _check_choice(field: str, value: object, allowed: tuple[object, ...]) -> None:
-    if isinstance(value, bool) or not any(value == one for one in allowed):
+    # 16.0 and True equal whole numbers and are none.
+    same = (isinstance(value, type(one)) and value == one for one in allowed)
+    if isinstance(value, bool) or not any(same):
         raise _bad(field, value, "one of " + ", ".join(repr(one) for one in allowed))
 
 

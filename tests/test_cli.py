@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +99,80 @@ def test_digits_are_split_by_seed() -> None:
 def test_digits_network_takes_any_image_size() -> None:
     model = DigitsNet(0.25).eval()
     assert model(torch.randn(2, 1, 8, 8)).shape == model(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout == f"dsgc {version('dsgc')}\n"
+
+
+@pytest.mark.parametrize("command", ["explain", "inspect", "bench"])
+@pytest.mark.parametrize("width", ["nan", "inf", "-1", "0"])
+def test_impossible_widths_are_refused(command: str, width: str) -> None:
+    result = CliRunner().invoke(app, [command, "vgg8", "--width", width])
+    assert result.exit_code == 2
+    assert "must be positive and finite" in result.stderr
+
+
+@pytest.mark.parametrize("columns", [60, 90, 200])
+@pytest.mark.parametrize("command", [command.callback for command in app.registered_commands])
+def test_paragraphs_of_help_fill_the_line(command: Callable[..., object], columns: int) -> None:
+    """Wherever a line ends, the next word would not have fitted."""
+    name = command.__name__
+    environment = {"COLUMNS": str(columns), "NO_COLOR": "1"}
+    shown = CliRunner().invoke(app, [name, "--help"], env=environment).stdout
+    lines = [line.strip() for line in shown.partition("Usage")[2].splitlines()[1:]]
+    text = lines[: next(i for i, line in enumerate(lines) if line.startswith("╭"))]
+    assert command.__doc__ is not None
+    assert " ".join(text).split() == command.__doc__.split()
+    for line, after in pairwise(text):
+        if line and after:
+            assert len(line) + 1 + len(after.split()[0]) > columns - 2
+
+
+BROKEN = """
+import sys
+
+import torch
+
+
+def leaves():
+    sys.exit(3)
+
+
+def needs(something):
+    return something
+
+
+def nothing():
+    return torch.nn.Flatten()
+
+
+number = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere:x", "No module named 'nowhere'"),
+        (":x", "Empty module name"),
+        ("broken:", "AttributeError"),
+        ("broken:absent", "no attribute 'absent'"),
+        ("broken:number", "'int' object is not callable"),
+        ("broken:needs", "missing 1 required positional argument"),
+        ("broken:leaves", "failed with SystemExit"),
+        ("broken:nothing", "without parameters"),
+    ],
+)
+def test_what_is_no_model_is_named(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = CliRunner().invoke(
+        app, ["bench", name, "--input-shape", "1,2,2", "--classes", "4"], env={"COLUMNS": "300"}
+    )
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr

@@ -23,6 +23,8 @@ BAD: list[dict[str, Any]] = [
     {"block": 7},
     {"block": "16"},
     {"block": True},
+    {"block": 1.0},
+    {"block": 16.0},
     {"scope": "layer"},
     {"selector": "topk"},
     {"projection": "channel"},

@@ -109,6 +109,8 @@ def test_unknown_name_lists_the_known_ones() -> None:
     ("name", "options", "message"),
     [
         ("vgg8", {"width": 0.0}, "width must be positive"),
+        ("vgg8", {"width": float("nan")}, "positive and finite, not nan"),
+        ("vgg8", {"width": float("inf")}, "positive and finite, not inf"),
         ("resnet20", {"depth": 21}, "depth must be 6n"),
         ("wrn16_4", {"depth": 17}, "depth must be 6n"),
     ],

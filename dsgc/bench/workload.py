@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -67,8 +68,10 @@ class Workload:
             )
         for name in ("batch", "threads", "classes", "image_size", "width"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} {value} is not possible: it must be positive", name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(
+                    f"{name} {value} is not possible: it must be positive and finite", name
+                )
         if self.input_shape is not None and (not self.input_shape or min(self.input_shape) < 1):
             raise ConfigError(
                 f"input shape {self.input_shape} is not possible: it takes positive numbers",
@@ -201,11 +204,15 @@ def _call(path: str) -> nn.Module:
         for part in attribute.split("."):
             found = getattr(found, part)
         made = cast(Callable[[], object], found)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"{path} failed with {type(error).__name__}: {reason}", "model"
         ) from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{path} gives a {type(made).__name__}, not a torch.nn.Module", "model")
+    if not any(True for _ in made.parameters()):
+        raise ConfigError(
+            f"{path} gives a model without parameters: nothing to make sparse", "model"
+        )
     return made

@@ -6,6 +6,7 @@ All are plain PyTorch modules without anything sparse in them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -83,14 +84,14 @@ def build(
         options: passed to the network, such as `relu_first` or `dropout`.
 
     Raises:
-        ValueError: the name is unknown or `width` is not positive.
+        ValueError: the name is unknown, or `width` is not positive and finite.
         TypeError: the network has no such option.
     """
     network = NETWORKS.get(name)
     if network is None:
         raise ValueError(f"no network is called {name!r}; there are: {', '.join(NAMES)}")
-    if width <= 0:
-        raise ValueError(f"width must be positive, not {width!r}")
+    if not 0 < width < math.inf:
+        raise ValueError(f"width must be positive and finite, not {width!r}")
     if network.fixed_size:
         options["image_size"] = network.image_size if image_size is None else image_size
     return network.builder(
