@@ -28,18 +28,19 @@ __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 
 _FEW_CHANNELS = 4
 _TRIFLE = 0.05  # of the model's work, below which a linear layer at its end stays dense
-# The cost of a sparse training step of a layer, as a part of its dense one, fitted to measurements
-# of single layers (3x3 and 1x1, 16 to 4096 channels, AVX-512, two threads). In units of dense work:
-_WORTH = 0.85
-_SEARCH = 0.12  # it happens once, where a dense step has three passes, and on 8-bit numbers
-_WORK = 1.1  # a multiply-add of a kernel that reads a dense input
-_PACKED_WORK = 1.7  # one of a packed kernel, which sorts pairs of blocks first
-_TOUCH = 180.0  # multiply-adds that moving one stored value through memory costs
-_RELAYOUT = 30.0  # multiply-adds that laying out one weight costs, at every call
-_FIXED = 2.2e8  # multiply-adds that calling the kernels of one layer costs
+# The cost of a sparse training step of a layer with its batch norm and ReLU, as a part of the dense
+# one, fitted to measurements of networks of equal layers (3x3 and 1x1, 32 to 512 channels, in chains
+# and residual; AVX-512, two threads). In units of dense work:
+_WORTH = 0.87
+_SEARCH = 0.6  # it happens once, where a dense step has three passes, but ranks and lists as well
+_WORK = 1.25  # a multiply-add of a kernel that reads a dense input
+_PACKED_WORK = 1.5  # one of a packed kernel, which sorts pairs of blocks first
+_TOUCH = 40.0  # multiply-adds that moving one stored value through memory costs
+_RELAYOUT = 5.0  # multiply-adds that laying out one weight costs, at every call
+_FIXED = 1.15e8  # multiply-adds that calling the kernels of one layer costs
 _NEURON_WORK = 2.2  # one for a single neuron, whatever the input leaves out
 _ROW_WORK = 0.55  # one of a linear layer of few rows, which reads weights as they are
-_ROW_CALLS = 0.5  # of _FIXED, as dense products of few rows are slower than convolutions
+_ROW_CALLS = 1.0  # of _FIXED
 _STREAM = 25.0  # multiply-adds for which a dense product of few rows waits, for each weight
 _STREAM_ROWS = 1024  # rows from which it no longer waits
 Work = dict[bool, int]  # multiply-adds of linear layers (True) and of convolutions
@@ -231,7 +232,7 @@ def _loss(
         work = made * _NEURON_WORK
     else:
         # A packed kernel of which too little is left out reads a dense map instead.
-        work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK * 1.1))
+        work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK))
     weights = _RELAYOUT / max(1, rows) + _calls(geometry, rows)
     parts: tuple[float, ...] = (_SEARCH * search, work, touch, weights)
     if geometry.window == inputs and geometry.map_size is None and rows < _STREAM_ROWS:
