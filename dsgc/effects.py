@@ -11,12 +11,14 @@ import pickle
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import zip_longest
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -72,7 +74,7 @@ class Undone:
 
     def __exit__(self, *error: Any) -> None:
         self.writes.__exit__(*error)  # type: ignore[no-untyped-call]
-        with torch.inference_mode(False), torch.no_grad():
+        with unset_fake_temporarily(), torch.inference_mode(False), torch.no_grad():
             self.writes.undo()
             for _, tensor, alias in self.tensors.values():
                 if _storage(tensor) != _storage(alias):
@@ -190,13 +192,20 @@ def _global_generators() -> Iterator[_Generator]:
             yield from _generator(generator)
 
 
+def _read_generator(generator: torch.Generator) -> Any:
+    with unset_fake_temporarily():
+        return generator.get_state().numpy().copy()
+
+
+def _write_generator(generator: torch.Generator, state: Any) -> None:
+    with unset_fake_temporarily():
+        generator.set_state(torch.from_numpy(state))
+
+
 def _generator(value: Any) -> Iterator[_Generator]:
     """How to read and write the state of a random generator; nothing for other values."""
     if isinstance(value, torch.Generator):
-        yield (
-            lambda: value.get_state().numpy().copy(),
-            lambda state: value.set_state(torch.from_numpy(state)),
-        )
+        yield partial(_read_generator, value), partial(_write_generator, value)
     elif isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         yield value.getstate, value.setstate
     elif isinstance(value, np.random.RandomState):
