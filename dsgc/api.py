@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from dsgc.config import SparsityConfig
 from dsgc.errors import ConfigError, NothingToSparsifyError
 from dsgc.module import SparseModule
+from dsgc.stand_in import copy_of
 
 __all__ = ["compile", "release_memory", "settled"]
 
@@ -46,8 +46,7 @@ def compile(
         allowed = ", ".join(repr(name) for name in _BACKENDS)
         raise ConfigError(f"backend={backend!r} is not possible: one of {allowed}", "backend")
     model, config = settled(model, sparsity, config)
-    mirror = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    sparse = SparseModule(mirror, config, backend)
+    sparse = SparseModule(copy_of(model), config, backend)
     if example_inputs is not None:
         single = isinstance(example_inputs, Tensor)
         sparse._prepare((example_inputs,) if single else tuple(example_inputs))

@@ -43,6 +43,7 @@ class SelectorBank(nn.Module):
         self.decisions: dict[str, LayerDecision] = {}
         self.pending: dict[str, Tensor] = {}
         self.saved: dict[str, LayerDecision] = {}
+        self.layers: dict[str, nn.Module | None] = {}
         self.holding = False
         self.dense_now = False
         self._behind = False
@@ -177,6 +178,36 @@ class SelectorBank(nn.Module):
         """Project the current weights of every layer."""
         for selector in self.selectors:
             selector.refresh()
+
+    def settle(self, model: nn.Module) -> None:
+        """The layers of `model` have been chosen."""
+        self.saved.clear()
+        modules = dict(model.named_modules())
+        self.layers = {site: modules.get(d.name) for site, d in self.decisions.items()}
+        self.share_out()
+
+    def forget(self, model: nn.Module) -> None:
+        """Undo the decisions; of layers that `model` still has they are made again as before."""
+        modules = dict(model.named_modules())
+        kept = self.saved
+        for site, decision in self.decisions.items():
+            if self.layers.get(site) is not modules.get(decision.name):
+                continue
+            kept[site] = decision
+            selector = self._find(site)
+            found = {} if selector is None else selector.state_dict()
+            self.pending.update({f"{_key(site)}.{name}": found[name] for name in found})
+        self.saved = {site: d for site, d in kept.items() if fits(d, model)}
+        self._modules.clear()
+        self.decisions.clear()
+
+    def adopt(self, model: nn.Module) -> None:
+        """Before graphs of `model` are built: forget what is about layers that it no longer has."""
+        modules = dict(model.named_modules())
+        decided = self.decisions.items()
+        if any(self.layers.get(site) is not modules.get(d.name) for site, d in decided):
+            self.forget(model)
+        self.saved = {site: d for site, d in self.saved.items() if fits(d, model)}
 
     def resume(self, model: nn.Module) -> None:
         """Take up the state after a checkpoint was loaded into `model`.

@@ -337,8 +337,7 @@ class Engine:
             for decision in self.decisions.values():
                 if decision.sparse:
                     program.context.make_selector(decision)
-        self.bank.saved.clear()
-        self.bank.share_out()
+        self.bank.settle(self.model)
 
     def _report_nothing_sparse(self) -> None:
         """A model whose layers are just too small runs dense and says so; else it is an error."""

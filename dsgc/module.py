@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +16,7 @@ from dsgc.engine import Engine, Program
 from dsgc.errors import InputError, ShapesUnknownError, TraceError, UnsupportedError
 from dsgc.passes.context import LayerDecision
 from dsgc.select import refuse_recomputation
+from dsgc.stand_in import StandIn, Structure
 
 if TYPE_CHECKING:
     from dsgc.inspect.report import Report
@@ -32,10 +32,10 @@ def _refresh_after_load(module: nn.Module, incompatible: object) -> None:
     if isinstance(module, SparseModule):
         module._bank.resume(module._dense[0])
         if not module._decisions:
-            module._built = None
+            module._structure_changed()
 
 
-class SparseModule(nn.Module):
+class SparseModule(StandIn):
     """A model that computes only the neurons that matter for each input.
 
     It shares its parameters with the dense model, under the same names, and has its own copies of
@@ -47,22 +47,18 @@ class SparseModule(nn.Module):
 
     def __init__(self, model: nn.Module, config: SparsityConfig, backend: str) -> None:
         """`model` becomes part of this module: pass a copy (`dsgc.compile` does)."""
-        super().__init__()
-        self._dense = (model,)  # a tuple, so that parameters keep their names
+        bank = SelectorBank(config)
+        super().__init__(model, {"dsgc_selectors": bank})
         self._config = config
         self._backend = backend
         self._untraced: dict[str, str] = {}
         self._built: Engine | None = None
-        self._bank_of = (SelectorBank(config),)
-        self._decisions = self._bank.decisions
-        # The very same dicts: what is registered here and what the model reads cannot part.
-        self._parameters = model._parameters
-        self._buffers = model._buffers
-        self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self._modules = {**model._modules, "dsgc_selectors": self._bank}
-        self.training = model.training
-        self._bank.train(model.training)
+        self._structure: Structure | None = None
+        self._bank_of = (bank,)
+        self._decisions = bank.decisions
+        bank.train(model.training)
         self.register_load_state_dict_post_hook(_refresh_after_load)  # type: ignore[no-untyped-call]
+        self._stands = True
 
     @property
     def _bank(self) -> SelectorBank:
@@ -70,7 +66,11 @@ class SparseModule(nn.Module):
 
     @property
     def _engine(self) -> Engine:
+        if self._structure is not None and not self._structure.holds():
+            self._structure_changed()
         if self._built is None:
+            self._bank.adopt(self._dense[0])
+            self._structure = Structure(self._dense[0])
             self._built = Engine(
                 self._dense[0],
                 self._config,
@@ -249,8 +249,7 @@ class SparseModule(nn.Module):
 
     def to_dense(self) -> nn.Module:
         """A dense model of the original class with these parameters and copies of the buffers."""
-        model = self._dense[0]
-        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+        return self._copied_model()
 
     # What torch asks
 
@@ -317,13 +316,19 @@ class SparseModule(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._built = None
+        self._built = self._structure = None
         self._bank.refresh()
         return self
 
+    def _structure_changed(self) -> None:
+        """Layers are chosen anew at the next call; those that are still there stay as they were."""
+        self._bank.forget(self._dense[0])
+        self._untraced.clear()
+        self._built = self._structure = None
+
     def __getstate__(self) -> dict[str, Any]:
         """Graphs are never copied or saved: they are built again."""
-        return {**self.__dict__, "_built": None}
+        return {**self.__dict__, "_built": None, "_structure": None}
 
 
 def _unknown(what: str) -> str:

@@ -1,0 +1,148 @@
+"""A module that stands in for a model: the same parameters, attributes, children and hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+__all__ = ["StandIn", "Structure", "copy_of"]
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters, and calls the very same hooks."""
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    for module in model.modules():
+        for name in _HOOKS:
+            shared.update({id(hook): hook for hook in module.__dict__[name].values()})
+    return copy.deepcopy(model, shared)
+
+
+class StandIn(nn.Module):
+    """Looks like `model` to whoever reads or writes it; a subclass says what a call does.
+
+    Parameters and buffers are in dicts that both share, so they cannot part. Attributes that this
+    module does not have itself are the model's, to read and to write. Hooks of the model move here:
+    they run around calls of this module, and the model inside runs without.
+
+    A subclass sets `_stands` at the end of its `__init__`: what was set until then is its own.
+
+    Args:
+        model: belongs to this module from now on.
+        extra: further submodules, by name.
+    """
+
+    _stands = False
+    _dense: tuple[nn.Module]  # a tuple, so that parameters keep their names
+
+    def __init__(self, model: nn.Module, extra: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self._extra = tuple(extra.items())
+        self._parameters = model._parameters
+        self._buffers = model._buffers
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self._modules = {**model._modules, **extra}
+        for name in _HOOKS:
+            self.__dict__[name], model.__dict__[name] = model.__dict__[name], self.__dict__[name]
+        self._is_full_backward_hook = model._is_full_backward_hook
+        model._is_full_backward_hook = None
+        self.training = model.training
+        self._dense = (model,)
+
+    def _structure_changed(self) -> None:
+        """A parameter, buffer or child of the model was set or deleted."""
+        raise NotImplementedError
+
+    def _copied_model(self) -> nn.Module:
+        """A copy of the model, with its hooks and the parameters that it has here."""
+        model = copy_of(self._dense[0])
+        for name in _HOOKS:
+            model.__dict__[name] = copy.copy(self.__dict__[name])
+        model._is_full_backward_hook = self._is_full_backward_hook
+        return model
+
+    def _is_own(self, name: str) -> bool:
+        """Whether setting `name` is about this module rather than the model."""
+        if not self._stands:
+            return True
+        if _registered(self._dense[0], name):
+            return False
+        if name in self.__dict__ or hasattr(type(self), name):
+            return True
+        return name.startswith("_") and not hasattr(self._dense[0], name)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_dense")
+            if model is None or name.startswith("__") or not hasattr(model[0], name):
+                raise
+        return getattr(model[0], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._is_own(name):
+            super().__setattr__(name, value)
+            return
+        model = self._dense[0]
+        before = _registered(model, name)
+        setattr(model, name, value)
+        if before or _registered(model, name):
+            self._take_over()
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_own(name):
+            super().__delattr__(name)
+            return
+        registered = _registered(self._dense[0], name)
+        delattr(self._dense[0], name)
+        if registered:
+            self._take_over()
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As in torch: the child becomes one of the model."""
+        self._dense[0].add_module(name, module)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        self._modules.clear()
+        self._modules.update({**self._dense[0]._modules, **dict(self._extra)})
+        self._structure_changed()
+
+
+def _registered(model: nn.Module, name: str) -> bool:
+    return any(name in table for table in (model._parameters, model._buffers, model._modules))
+
+
+class Structure:
+    """Which modules and parameters a model consists of, to notice that one was put in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._before = [(table, dict(table)) for table in _tables(model)]
+
+    def holds(self) -> bool:
+        """Whether they still are the same objects."""
+        for table, before in self._before:
+            if len(table) != len(before):
+                return False
+            for name, value in before.items():
+                if table.get(name) is not value:
+                    return False
+        return True
+
+
+def _tables(model: nn.Module) -> Iterator[dict[str, Any]]:
+    for module in model.modules():
+        yield from (table for table in (module._modules, module._parameters) if table)
