@@ -135,6 +135,50 @@ def test_obstacles_are_named() -> None:
     assert "parametrization" in reason(computed)
 
 
+class Residual(nn.Module):
+    """relu(x + norm(conv(relu(norm(conv(x)))))), behind a stem and before a head."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        how = {"kernel_size": kernel, "padding": kernel // 2, "bias": False}
+        self.stem = nn.Conv2d(3, channels, 1)
+        self.body = nn.Sequential(
+            *(nn.Conv2d(channels, channels, **how), nn.BatchNorm2d(channels), nn.ReLU()),  # type: ignore[arg-type]
+            *(nn.Conv2d(channels, channels, **how), nn.BatchNorm2d(channels)),  # type: ignore[arg-type]
+        )
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return cast(Tensor, self.head(torch.relu(x + self.body(x)).mean((2, 3))))
+
+
+# What two sparse layers took of two dense ones, measured: channels, map, batch, sparsity, kernel.
+FASTER = [
+    (64, 32, 8, 0.8, 3), (64, 56, 16, 0.8, 3), (128, 16, 16, 0.8, 3), (256, 8, 16, 0.8, 3),
+    (256, 14, 16, 0.5, 3), (512, 7, 16, 0.5, 3), (512, 4, 32, 0.5, 3), (256, 16, 32, 0.8, 1),
+]  # fmt: skip
+SLOWER = [
+    (32, 32, 32, 0.5, 3), (32, 16, 16, 0.8, 3), (64, 32, 8, 0.3, 3), (64, 32, 32, 0.3, 3),
+    (128, 28, 8, 0.3, 3), (512, 4, 4, 0.5, 3), (64, 32, 32, 0.5, 1), (512, 8, 32, 0.5, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FASTER + SLOWER)
+def test_decisions_are_those_of_measurements(case: tuple[int, int, int, float, int]) -> None:
+    """Where both were faster, the second, which reads packed values, is sparse; where they were
+    slower, the first, which reads a dense map, is not."""
+    channels, size, batch, sparsity, kernel = case
+    found = dsgc.explain(
+        Residual(channels, kernel),
+        sparsity=sparsity,
+        example_inputs=torch.zeros(batch, 3, size, size),
+    )
+    plans = {layer.name: layer for layer in found.layers}
+    first, second = plans["body.0"], plans["body.3"]
+    assert second.sparse if case in FASTER else not first.sparse, (first.reason, second.reason)
+
+
 def test_a_rule_overrides_the_cost_model() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1))
     config = dsgc.SparsityConfig(rules={"re:[012]": 0.5}, block=8)
