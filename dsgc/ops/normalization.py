@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
 
+from dsgc.ops.first_derivative import first_derivative_only
 from dsgc.ops.layout import block_of, expand_mask
 from dsgc.ops.masked import apply_mask
 
@@ -173,7 +173,7 @@ class _Statistics(torch.autograd.Function):
         return x.view_as(x), mean, var, count
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(
         ctx: Any, dx: Tensor | None, dmean: Tensor | None, dvar: Tensor | None, _: Tensor | None
     ) -> tuple[Tensor | None, ...]:

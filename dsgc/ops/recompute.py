@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dsgc.ops.convolution import gradients
+from dsgc.ops.first_derivative import first_derivative_only
 
 __all__ = ["Recomputable", "Recompute", "RecomputedConv2d"]
 
@@ -113,7 +113,7 @@ class _Conv2d(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved: Sequence[Tensor | None] = ctx.saved_tensors
         tensors = (ctx.again.take(), *saved)

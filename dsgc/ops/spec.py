@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from dsgc.ops.first_derivative import first_derivative_only, without_forward_mode
 
 __all__ = [
     "ACTS",
@@ -126,12 +127,15 @@ def define(
         library.define(  # type: ignore[no-untyped-call]
             spec.name + spec.schema, tags=(torch.Tag.pt2_compliant_tag,)
         )
+        kernel = kernels[spec.name]
+        if spec.backward is not None:
+            kernel = without_forward_mode(kernel)
         library.impl(  # type: ignore[no-untyped-call]
-            spec.name, kernels[spec.name], "CompositeExplicitAutograd"
+            spec.name, kernel, "CompositeExplicitAutograd"
         )
         torch.library.register_fake(name, spec.fake, lib=library)
         if spec.backward is not None:
-            formula = once_differentiable(partial(spec.backward, ops))
+            formula = first_derivative_only(partial(spec.backward, ops))
             torch.library.register_autograd(
                 name, formula, setup_context=spec.setup_context, lib=library
             )

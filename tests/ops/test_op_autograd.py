@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from dsgc.errors import UnsupportedError
 from dsgc.ops import SPECS, mask_to_selection, register
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.reference import KERNELS
@@ -245,13 +247,40 @@ def test_gradcheck_of_pool2d(mode: str, block: int) -> None:
         _gradcheck(_through_pack(REFERENCE.ops.pool2d), *arguments)
 
 
-def test_a_second_derivative_is_refused() -> None:
-    arguments = (*_act(REFERENCE, 8, "relu"), *_conv_arguments(REFERENCE, 8))
-    y = REFERENCE.ops.conv2d(*arguments)
+def _convolved(namespace: Namespace) -> tuple[Tensor, tuple[Any, ...]]:
+    arguments = (*_act(namespace, 8, "relu"), *_conv_arguments(namespace, 8))
+    y: Tensor = namespace.ops.conv2d(*arguments)
+    return y, arguments
+
+
+def test_a_second_derivative_is_refused(namespace: Namespace) -> None:
+    y, arguments = _convolved(namespace)
     direction = torch.ones_like(y).requires_grad_()
     (grad,) = torch.autograd.grad(y, arguments[7], direction, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    assert grad.abs().sum() > 0
+    with pytest.raises(UnsupportedError, match="reference"):
         grad.sum().backward()
+
+
+def test_a_second_derivative_is_never_zero(namespace: Namespace) -> None:
+    """Also for those who take a missing gradient for one of zeros."""
+    y, arguments = _convolved(namespace)
+    (grad,) = torch.autograd.grad(y.square().sum(), arguments[0], create_graph=True)
+    with pytest.raises(UnsupportedError, match="second"):
+        torch.autograd.grad(grad.square().sum(), arguments[0], allow_unused=True)
+
+
+@pytest.mark.parametrize("which", [0, 7], ids=["input", "weight"])
+def test_derivatives_of_forward_mode_are_refused(namespace: Namespace, which: int) -> None:
+    _, found = _convolved(namespace)
+    arguments = [_plain(one) for one in found]
+    with forward_ad.dual_level():
+        tangent = torch.ones_like(arguments[which])
+        arguments[which] = forward_ad.make_dual(  # type: ignore[no-untyped-call]
+            arguments[which], tangent
+        )
+        with pytest.raises(UnsupportedError, match="forward mode"):
+            namespace.ops.conv2d(*arguments)
 
 
 def test_nothing_dense_is_kept_for_backward(namespace: Namespace) -> None:
