@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Undone"]
 
+_LARGE = 1000  # items of a container, from which they are not looked into one by one
 _Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 
 
@@ -60,6 +61,8 @@ class Undone:
                 return
             if not isinstance(value, tuple):
                 self.contents[id(value)] = (name, value, _contents(value))
+            if len(value) > _LARGE:
+                return
             named = value.items() if isinstance(value, dict) else ((None, v) for v in value)
             for key, item in named:
                 dotted = not name or name.endswith(".")

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
+from operator import is_
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -38,41 +39,58 @@ class Assumptions:
         """`modules` are in the graph; it only calls those of `own_code`, and has no hooks of the
         modules in `unhooked`.
         """
-        self.attributes: list[tuple[dict[str, Any], int, list[str], list[Any]]] = []
+        self.attributes: list[tuple[dict[Any, Any], int, list[Any], list[Any]]] = []
+        self.lists: list[tuple[list[Any], list[Any]]] = []
         self.hooks: list[dict[Any, Any]] = []
         for module in modules:
             if module not in unhooked:
                 self.hooks += [module.__dict__[name] for name in _HOOKS]
-            if module not in own_code:
-                self._follow(module.__dict__, _OF_EVERY_MODULE)
-                if not is_torch_layer(module):
-                    self._follow(module._buffers, frozenset())
-                    self._follow(module._parameters, frozenset())
-        self.registered = [tuple(hooks) for hooks in self.hooks]
+            if module in own_code:
+                continue
+            self._follow(module.__dict__, _OF_EVERY_MODULE)
+            if not is_torch_layer(module):
+                self._follow(module._buffers)
+                self._follow(module._parameters)
+                self._follow_containers(module.__dict__)
+        self.registered = [tuple(hooks) for hooks in self.hooks] if any(self.hooks) else []
 
-    def _follow(self, attributes: dict[str, Any], without: frozenset[str]) -> None:
+    def _follow(self, values: dict[Any, Any], without: frozenset[str] = frozenset()) -> None:
         followed = {
             name: value
-            for name, value in attributes.items()
+            for name, value in values.items()
             if name not in without and (isinstance(value, _FOLLOWED) or callable(value))
         }
-        names, values = list(followed), list(followed.values())
-        self.attributes.append((attributes, len(attributes), names, values))
+        self.attributes.append((values, len(values), list(followed), list(followed.values())))
+
+    def _follow_containers(self, attributes: dict[str, Any]) -> None:
+        for name, value in attributes.items():
+            if name in _OF_EVERY_MODULE:
+                continue
+            if isinstance(value, dict):
+                self._follow(value)
+            elif isinstance(value, list):
+                self.lists.append((value, list(value)))
 
     def hold(self) -> bool:
         """Whether all is as it was when the graph was made."""
-        for attributes, count, names, values in self.attributes:
+        for attributes, count, names, before in self.attributes:
             if len(attributes) != count:
                 return False
-            for name, value in zip(names, values, strict=True):
-                now = attributes.get(name, self)
-                if now is not value and not _equal(now, value):
-                    return False
-        return [tuple(hooks) for hooks in self.hooks] == self.registered
+            now = list(map(attributes.get, names))
+            if not all(map(is_, now, before)) and not all(map(_equal, now, before)):
+                return False
+        for values, before in self.lists:
+            if len(values) != len(before) or not all(map(_equal, values, before)):
+                return False
+        if self.registered:
+            return [tuple(hooks) for hooks in self.hooks] == self.registered
+        return not any(self.hooks)
 
 
 def _equal(now: Any, before: Any) -> bool:
-    if type(now) is not type(before) or isinstance(before, Tensor):
+    if now is before:
+        return True
+    if type(now) is not type(before):
         return False
     if isinstance(before, float):
         return bool(now.hex() == before.hex())

@@ -183,7 +183,7 @@ class Recorder(fx.Tracer):
         prefix = self.names[self.root] if kind == "get_attr" else ""
         wrong = unusable_name(f"{prefix}.{target}" if prefix else target)
         if wrong:
-            self.blame(self.running[-1][0], wrong)
+            self.blame(self.running[-1][0] if self.running else self.root, wrong)
 
 
 def unusable_name(target: str) -> str:

@@ -13,10 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import dsgc
 from dsgc.call_shape import CallShape
+from dsgc.effects import Undone
 from dsgc.trace import Traced, trace
 
 X = torch.randn(2, 16, 9, 9)
@@ -312,6 +314,20 @@ def test_attributes_that_a_forward_sets_are_those_of_the_last_call() -> None:
     torch.testing.assert_close(inside.aux, X.mean())
     sparse(X + 1)
     torch.testing.assert_close(inside.aux, X.mean() + 1)
+
+
+def test_undone_inside_fake_mode() -> None:
+    torch.manual_seed(7)
+    with FakeTensorMode(allow_non_fake_inputs=True), Undone(Two()) as effects:
+        torch.randn(3)
+        assert effects.effect() == ("", "")
+    torch.testing.assert_close(torch.randn(3), torch.randn(3, generator=_seeded(7)))
+
+
+def _seeded(seed: int) -> torch.Generator:
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+    return generator
 
 
 def test_compiling_leaves_the_random_streams_alone() -> None:

@@ -199,6 +199,26 @@ def test_new_attributes_and_functions_and_tensors() -> None:
     assert not sparse(X).any()
 
 
+def test_results_follow_settings_in_lists_and_dicts() -> None:
+    class Configured(Two):
+        def __init__(self) -> None:
+            super().__init__()
+            self.setting = {"scale": 1.0}
+            self.factors = [1.0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.setting["scale"] * self.factors[0]
+
+    sparse = sparse_of(Configured()).eval()
+    y = sparse(X)
+    inside(sparse).setting["scale"] = 2.0
+    torch.testing.assert_close(sparse(X), y * 2)
+    inside(sparse).factors[0] = 3.0
+    torch.testing.assert_close(sparse(X), y * 6)
+    inside(sparse).factors.append(0.0)
+    torch.testing.assert_close(sparse(X), y * 6)
+
+
 def test_replaced_buffers_and_parameters() -> None:
     class Shifted(Two):
         shift: Tensor
