@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dsgc.acceptable import check_model, check_rules, unwrapped
 from dsgc.config import SparsityConfig
-from dsgc.errors import ConfigError, NothingToSparsifyError
+from dsgc.errors import ConfigError
 from dsgc.module import SparseModule
 from dsgc.stand_in import copy_of
 
@@ -29,7 +30,7 @@ def compile(
     The model itself is left as it is; the result shares its parameters.
 
     Args:
-        model: any module; DistributedDataParallel and DataParallel are taken off.
+        model: any module; DistributedDataParallel, DataParallel and torch.compile are taken off.
         sparsity: fraction of neurons left out, 0.8 if neither it nor `config` is given.
         config: all settings, the sparsity among them.
         example_inputs: positional inputs of the model. With them graphs are built at once, without
@@ -39,7 +40,8 @@ def compile(
 
     Raises:
         ConfigError: a setting has an impossible value.
-        UnknownLayerError: a rule matches no layer.
+        UnknownLayerError: a rule matches no layer, or only layers that cannot be sparse.
+        UnsupportedError: a parameter has no shape yet, or a tensor of the model cannot be copied.
         NothingToSparsifyError: no layer is worth it (now, or at the first call).
     """
     if backend not in _BACKENDS:
@@ -59,7 +61,7 @@ def settled(
     """The dense model and the settings that `compile` and `explain` mean by their arguments.
 
     Raises:
-        ConfigError, UnknownLayerError, NothingToSparsifyError: see `compile`.
+        ConfigError, UnknownLayerError, NothingToSparsifyError, UnsupportedError: see `compile`.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module, not {type(model).__name__}", "model")
@@ -73,14 +75,11 @@ def settled(
         )
     if config is None:
         config = SparsityConfig() if sparsity is None else SparsityConfig(sparsity=sparsity)
+    model = unwrapped(model)
     if isinstance(model, SparseModule):
         model = model.to_dense()
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        model = model.module
-    layers = [name for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    config.check_rules(layers)
-    if not layers:
-        raise NothingToSparsifyError("the model has no Conv2d and no Linear layer: nothing to do")
+    check_model(model)
+    check_rules(model, config)
     return model, config
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dsgc.acceptable import closed_around
 from dsgc.bank import SelectorBank
 from dsgc.call_shape import CallShape
 from dsgc.config import SparsityConfig
@@ -34,6 +35,7 @@ from dsgc.passes.propagate_shapes import eval_mode, fake_inputs, propagate_shape
 from dsgc.seen import SeenCall
 from dsgc.skeleton import Skeletons
 from dsgc.trace import Traced, trace
+from dsgc.warn_user import warn_user
 from dsgc.watch import named_ranges, profiler_is_on
 
 __all__ = ["Engine", "Program", "no_sparse_layer"]
@@ -343,9 +345,7 @@ class Engine:
         """A model whose layers are just too small runs dense and says so; else it is an error."""
         reasons = {site: d.reason for site, d in self.decisions.items()}
         if any(d.too_dear for d in self.decisions.values()):
-            warnings.warn(
-                f"dsgc: the model runs dense. {no_sparse_layer(reasons)}", UserWarning, stacklevel=4
-            )
+            warn_user(f"the model runs dense. {no_sparse_layer(reasons)}")
             return
         self.decisions.clear()
         self.programs.clear()
@@ -361,7 +361,8 @@ class Engine:
         for name, module in self.model.named_modules():
             if not isinstance(module, _LAYERS) or name in seen:
                 continue
-            reason = "it did not run when the layers were chosen"
+            closed = closed_around(self.model, name)
+            reason = f"it is {closed}" if closed else "it did not run when the layers were chosen"
             for parent, why in self.untraced.items():
                 if parent and f"{name}.".startswith(f"{parent}."):
                     reason = f"it is inside {parent!r}, which stays dense: {why}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from dsgc.acceptable import check_values
 from dsgc.bank import SelectorBank
 from dsgc.config import SparsityConfig
 from dsgc.engine import Engine, Program
@@ -259,11 +260,14 @@ class SparseModule(StandIn):
         Raises:
             InputError: no tensor among the inputs, an empty batch for batch statistics, or a
                 shape that the dense model rejects as well.
-            UnsupportedError: the dtype or device is not supported by the backend asked for, or the
-                module is run again within a backward pass (activation checkpointing).
+            UnsupportedError: the dtype or device is not supported by the backend asked for, weights
+                have no values yet, or the module is run again within a backward pass (activation
+                checkpointing).
             NothingToSparsifyError: no layer is worth it (first call only).
         """
         self._check(args, kwargs)
+        if not self._decisions:
+            check_values(self._dense[0])
         engine = self._engine
         engine.prepare(args, kwargs)
         if self.training:
@@ -276,6 +280,7 @@ class SparseModule(StandIn):
     def _prepare(self, args: tuple[Any, ...]) -> None:
         """Build everything for these inputs without running the model."""
         self._check(args, {})
+        check_values(self._dense[0])
         self._engine.prepare(args, {})
         if "" not in self._untraced:
             program, tensors = self._engine.program("", args, {})
