@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dsgc.ambient import Ambient, ambient, opposite
@@ -21,6 +21,7 @@ from dsgc.blame import is_torch_layer, where
 from dsgc.call_shape import CallShape
 from dsgc.effects import Undone
 from dsgc.passes.patterns import has_hooks
+from dsgc.state_proxy import StateProxy
 
 __all__ = ["Culprit", "Recorder", "unusable_name"]
 
@@ -44,9 +45,6 @@ class Recorder(fx.Tracer):
         culprit: a module whose code does what a graph cannot hold.
     """
 
-    # A buffer is read whenever the graph runs, not once.
-    proxy_buffer_attributes = True
-
     def __init__(
         self,
         names: dict[nn.Module, str],
@@ -62,6 +60,7 @@ class Recorder(fx.Tracer):
         self.turned, self.effects = turned, effects
         self.entered: list[nn.Module] = []
         self.running: list[tuple[nn.Module, Ambient]] = []
+        self.state: dict[int, tuple[str, Tensor]] = {}
         self.culprit: Culprit | None = None
         self.thread = threading.get_ident()
 
@@ -83,9 +82,19 @@ class Recorder(fx.Tracer):
             raise NameError(f"{type(mod).__name__} is not a registered submodule") from None
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
-        if threading.get_ident() != self.thread:
+        if not isinstance(attr_val, Tensor) or threading.get_ident() != self.thread:
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if not self.state:
+            named = (*self.root.named_buffers(), *self.root.named_parameters())
+            self.state.update({id(tensor): (name, tensor) for name, tensor in named})
+        name, tensor = self.state.get(id(attr_val), ("", None))
+        if tensor is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy(
+                "get_attr", name, (), {}, proxy_factory_fn=lambda n: StateProxy(n, self, attr_val)
+            )
+        return parameter_proxy_cache[name]
 
     def call_module(
         self,

@@ -188,6 +188,34 @@ def test_buffers_are_read_when_the_graph_runs() -> None:
     torch.testing.assert_close(result.graph_module(X), model(X))
 
 
+def test_sizes_of_buffers_and_parameters_are_known() -> None:
+    class Anchored(Block):
+        anchors: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("anchors", torch.tensor([[2.0], [3.0]]))
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for i in range(len(self.anchors)):
+                x = x * self.anchors[i]
+            for anchor in self.anchors:
+                x = x - anchor
+            if self.scale.dim() == 1 and self.scale.dtype is torch.float32:
+                for i in range(self.scale.size(0) + self.scale.shape[0] + self.anchors.ndim):
+                    x = x + self.scale[i % self.scale.numel()]
+            return super().forward(x)
+
+    model = Anchored()
+    result = traced(model, X)
+    assert result.untraced == {}
+    with torch.no_grad():
+        model.scale.mul_(3)
+    model.anchors.add_(1)
+    torch.testing.assert_close(result.graph_module(X), model(X))
+
+
 def test_a_buffer_that_decides_is_control_flow_on_data() -> None:
     class Once(Block):
         ready: Tensor
