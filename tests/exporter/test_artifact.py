@@ -109,8 +109,9 @@ def test_several_results_come_in_the_order_of_the_model(tmp_path: Path) -> None:
 
 
 def test_a_module_is_left_as_it_was(tmp_path: Path) -> None:
-    sparse = make_sparse(Small()).train()
-    sparse.get_parameter("features.0.weight").requires_grad_(False)
+    sparse = make_sparse(Small())
+    sparse(torch.randn(4, *IMAGE))  # decides which layers are sparse, and keeps that
+    sparse.train().get_parameter("features.0.weight").requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in sparse.state_dict().items()}
     dsgc.export(sparse, tmp_path / "model.dsgc", torch.randn(4, *IMAGE))
     assert sparse.training
