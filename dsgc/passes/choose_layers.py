@@ -29,7 +29,7 @@ __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 _FEW_CHANNELS = 4
 _TRIFLE = 0.05  # of the model's work, below which a linear layer at its end stays dense
 # The cost of a sparse training step of a layer with its batch norm and ReLU, as a part of the dense
-# one, fitted to measurements of networks of equal layers (3x3 and 1x1, 32 to 512 channels, in chains
+# one, fitted to measurements of networks of equal layers (3x3 and 1x1, 32 to 512 channels, chains
 # and residual; AVX-512, two threads). In units of dense work:
 _WORTH = 0.87
 _SEARCH = 0.6  # it happens once, where a dense step has three passes, but ranks and lists as well
