@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dsgc.blame import is_torch_layer
 from dsgc.config import SparsityConfig
 from dsgc.errors import NothingToSparsifyError, UnknownLayerError, UnsupportedError
+from dsgc.tracing.blame import is_torch_layer
 
 __all__ = ["check_model", "check_rules", "check_values", "closed_around", "unwrapped"]
 

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 from dsgc.acceptable import closed_around
 from dsgc.bank import SelectorBank
-from dsgc.call_shape import CallShape
 from dsgc.config import SparsityConfig
 from dsgc.errors import KernelError, NothingToSparsifyError, TraceError, UnsupportedError
 from dsgc.kept_graphs import Assumptions, Gate, KeptGraphs
@@ -34,7 +33,8 @@ from dsgc.passes.pipeline import (
 from dsgc.passes.propagate_shapes import eval_mode, fake_inputs, propagate_shapes
 from dsgc.seen import SeenCall
 from dsgc.skeleton import Skeletons
-from dsgc.trace import Traced, trace
+from dsgc.tracing.call_shape import CallShape
+from dsgc.tracing.trace import Traced, trace
 from dsgc.warn_user import warn_user
 from dsgc.watch import named_ranges, profiler_is_on
 

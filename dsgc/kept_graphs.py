@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from dsgc.blame import is_torch_layer
+from dsgc.tracing.blame import is_torch_layer
 
 __all__ = ["GRAPHS_OF_A_PART", "Assumptions", "Gate", "KeptGraphs"]
 

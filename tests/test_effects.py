@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import dsgc
-from dsgc.call_shape import CallShape
-from dsgc.effects import Undone
-from dsgc.trace import Traced, trace
+from dsgc.tracing.call_shape import CallShape
+from dsgc.tracing.effects import Undone
+from dsgc.tracing.trace import Traced, trace
 
 X = torch.randn(2, 16, 9, 9)
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dsgc
-from dsgc.call_shape import value_key
 from dsgc.kept_graphs import GRAPHS_OF_A_PART, Assumptions
+from dsgc.tracing.call_shape import value_key
 from tests.test_effects import Two, sparse_of
 
 X = torch.randn(2, 16, 9, 9)
@@ -100,7 +100,9 @@ def test_objects_that_may_hold_anything_have_no_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda v: np.full(3000, v), Setting, Fixed, float, np.float64], ids=str
+    "make",
+    [lambda v: np.full(3000, v), Setting, Fixed, float, np.float64],
+    ids=["array", "setting", "object", "float", "numpy float"],
 )
 def test_results_follow_arguments_that_are_no_tensors(make: Callable[[float], Any]) -> None:
     sparse = sparse_of(TakesMore(), 1e-4).eval()

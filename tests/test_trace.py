@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dsgc.call_shape import CallShape
 from dsgc.errors import TraceError
-from dsgc.trace import Traced, trace, user_line
+from dsgc.tracing.call_shape import CallShape
+from dsgc.tracing.trace import Traced, trace, user_line
 
 
 def traced(model: nn.Module, *args: Any, **kwargs: Any) -> Traced:

@@ -22,7 +22,7 @@ from dsgc.passes.patterns import (
     pool,
     shape_of,
 )
-from dsgc.trace import user_line
+from dsgc.tracing.trace import user_line
 
 __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from dsgc.effects import Undone
 from dsgc.errors import InputError
+from dsgc.tracing.effects import Undone
 
 __all__ = ["eval_mode", "fake_inputs", "propagate_shapes"]
 

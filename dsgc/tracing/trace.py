@@ -16,14 +16,14 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from dsgc.ambient import ordinary
-from dsgc.blame import explain, is_torch_layer, user_line, where
-from dsgc.call_shape import CallShape
-from dsgc.effects import Undone
 from dsgc.errors import TraceError
-from dsgc.mode_dropout import ModeDropout, follow_owner, mode_dropouts
 from dsgc.passes.patterns import has_hooks
-from dsgc.tracer import Culprit, Recorder, unusable_name
+from dsgc.tracing.ambient import ordinary
+from dsgc.tracing.blame import explain, is_torch_layer, user_line, where
+from dsgc.tracing.call_shape import CallShape
+from dsgc.tracing.effects import Undone
+from dsgc.tracing.mode_dropout import ModeDropout, follow_owner, mode_dropouts
+from dsgc.tracing.tracer import Culprit, Recorder, unusable_name
 
 __all__ = ["CallShape", "ModeDropout", "Traced", "is_torch_layer", "trace", "user_line"]
 

@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dsgc.ambient import Ambient, ambient, opposite
-from dsgc.blame import is_torch_layer, where
-from dsgc.call_shape import CallShape
-from dsgc.effects import Undone
 from dsgc.passes.patterns import has_hooks
-from dsgc.state_proxy import StateProxy
+from dsgc.tracing.ambient import Ambient, ambient, opposite
+from dsgc.tracing.blame import is_torch_layer, where
+from dsgc.tracing.call_shape import CallShape
+from dsgc.tracing.effects import Undone
+from dsgc.tracing.state_proxy import StateProxy
 
 __all__ = ["Culprit", "Recorder", "unusable_name"]
 
