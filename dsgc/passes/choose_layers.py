@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dsgc.codegen.tiles import suits_few_rows
+from dsgc.config import LayerSettings
 from dsgc.passes.context import Context, LayerDecision
 from dsgc.passes.geometry import Geometry, conv_padding, search_cost
+from dsgc.passes.layer_cost import WORTH, Cost, layer_cost, row_cost
 from dsgc.passes.patterns import (
     batch_norm,
     elementwise,
@@ -28,21 +30,6 @@ __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 
 _FEW_CHANNELS = 4
 _TRIFLE = 0.05  # of the model's work, below which a linear layer at its end stays dense
-# The cost of a sparse training step of a layer with its batch norm and ReLU, as a part of the dense
-# one, fitted to measurements of networks of equal layers (3x3 and 1x1, 32 to 512 channels, chains
-# and residual; AVX-512, two threads). In units of dense work:
-_WORTH = 0.87
-_SEARCH = 0.6  # it happens once, where a dense step has three passes, but ranks and lists as well
-_WORK = 1.25  # a multiply-add of a kernel that reads a dense input
-_PACKED_WORK = 1.5  # one of a packed kernel, which sorts pairs of blocks first
-_TOUCH = 40.0  # multiply-adds that moving one stored value through memory costs
-_RELAYOUT = 5.0  # multiply-adds that laying out one weight costs, at every call
-_FIXED = 1.15e8  # multiply-adds that calling the kernels of one layer costs
-_NEURON_WORK = 2.2  # one for a single neuron, whatever the input leaves out
-_ROW_WORK = 0.55  # one of a linear layer of few rows, which reads weights as they are
-_ROW_CALLS = 1.0  # of _FIXED
-_STREAM = 25.0  # multiply-adds for which a dense product of few rows waits, for each weight
-_STREAM_ROWS = 1024  # rows from which it no longer waits
 Work = dict[bool, int]  # multiply-adds of linear layers (True) and of convolutions
 _OTHER_LAYERS = (
     nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
@@ -65,24 +52,18 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
 
     Needs shapes. The first graph of a model decides; later ones only look the decisions up.
     """
-    final = final_layers(gm) if context.last_part else set()
-    densities: dict[fx.Node, float] = {}
-    # Other parts of the model that ran before count as well.
-    whole = _whole_work(gm)
-    for one in context.decisions.values():
-        whole[one.kind == "Linear"] += one.macs
+    chooser = _Chooser(gm, context)
+    densities = chooser.densities
     calls: dict[str, int] = {}
     for node in gm.graph.nodes:
-        density = densities[node] = _density(node, densities)
+        densities[node] = _density(node, densities)
         if not is_layer(node):
             continue
         name = str(node.target) if node.op == "call_module" else node.name
         calls[name] = calls.get(name, 0) + 1
         site = name if calls[name] == 1 else f"{name}#{calls[name]}"
         if site not in context.decisions:
-            context.decisions[site] = _decide(
-                node, name, site, density, final, densities, whole, context
-            )
+            context.decisions[site] = chooser.decide(node, name, site)
         decision = context.decisions[site]
         module = module_of(node)
         if decision.sparse and module is not None and has_hooks(module):
@@ -124,51 +105,124 @@ def _density(node: fx.Node, densities: dict[fx.Node, float]) -> float:
     return 1.0 - (1.0 - source) ** pooling.area if pooling is not None else 1.0
 
 
-def _decide(
-    node: fx.Node,
-    name: str,
-    site: str,
-    density: float,
-    final: set[fx.Node],
-    densities: dict[fx.Node, float],
-    whole: Work,
-    context: Context,
-) -> LayerDecision:
-    module = module_of(node)
-    kind = type(module).__name__ if module is not None else _FUNCTIONS[node.target]
-    dense = LayerDecision(name, site, kind, False, "", input_density=density, where=user_line(node))
-    if context.decided:
-        return replace(dense, reason="it did not run when the layers were chosen")
-    geometry, obstacle = _geometry(node, densities)
-    if geometry is None:
-        return replace(dense, reason=obstacle)
-    pixels, positions = _positions(node, geometry)
-    dense = replace(dense, macs=positions * geometry.window * geometry.out_channels)
-    rule = context.config.rule_for(name)
-    if rule is not None and rule.dense:
-        return replace(dense, reason=f"rule {rule.text!r} keeps it dense")
-    settings = context.config.settings_for(name, geometry.out_channels)
-    search, cost = search_cost(settings, geometry, pixels, positions)
-    chosen = replace(dense, search_macs=search, settings=settings, geometry=geometry)
-    saved = context.saved.get(site)
-    if rule is not None and rule.sparsity is not None:
-        chosen = replace(chosen, sparse=True, reason=f"rule {rule.text!r} asks for it")
-        return _as_saved(chosen, saved) if saved is not None and saved.sparse else chosen
-    if saved is not None:
-        return _as_saved(chosen if saved.sparse else dense, saved)
-    block, made = settings.block, 1.0 - settings.sparsity
-    refusal = _refusal(chosen, geometry, block, node in final) or _trifle(chosen, positions, whole)
-    if refusal:
-        return replace(dense, reason=refusal)
-    shape = shape_of(node)
-    rows = positions * (shape[0] if shape else 1)
-    if kind == "Linear" and suits_few_rows(rows, geometry.window, geometry.out_channels, block):
-        loss = _row_loss(geometry, cost, density, made, rows)
-    else:
-        loss = _loss(geometry, cost, density, made, rows, block)
-    if loss:
-        return replace(dense, reason=loss, too_dear=True)
-    return replace(chosen, sparse=True, reason="it pays")
+@dataclass(frozen=True)
+class _Candidate:
+    """A layer that can be sparse, if it pays: both decisions, and what the cost depends on."""
+
+    sparse: LayerDecision
+    dense: LayerDecision
+    geometry: Geometry
+    settings: LayerSettings
+    search: float
+    rows: int
+    few_rows: bool
+
+    @property
+    def made(self) -> float:
+        """Density of the output."""
+        return 1.0 - self.settings.sparsity
+
+    def cost(self, read: float) -> Cost:
+        """Relative to the dense layer, for an input of density `read`."""
+        if self.few_rows:
+            return row_cost(self.geometry, self.search, read, self.made, self.rows)
+        block = self.settings.block
+        return layer_cost(self.geometry, self.search, read, self.made, self.rows, block)
+
+
+class _Chooser:
+    """Decides about the layers of one graph, one after the other."""
+
+    def __init__(self, gm: fx.GraphModule, context: Context) -> None:
+        self.context = context
+        self.final = final_layers(gm) if context.last_part else set()
+        # Other parts of the model that ran before count as well.
+        self.whole = _whole_work(gm)
+        for one in context.decisions.values():
+            self.whole[one.kind == "Linear"] += one.macs
+        self.densities: dict[fx.Node, float] = {}
+
+    def decide(self, node: fx.Node, name: str, site: str) -> LayerDecision:
+        found = self.candidate(node, name, site)
+        if isinstance(found, LayerDecision):
+            return found
+        cost = found.cost(self.densities[node])
+        if sum(cost) < WORTH:
+            return found.sparse
+        if reader := self.worth_it_together(node, found, sum(cost)):
+            return replace(found.sparse, reason=f"it pays together with {reader!r}, which reads it")
+        return replace(found.dense, reason=f"it does not pay: {cost}", too_dear=True)
+
+    def worth_it_together(self, node: fx.Node, first: _Candidate, cost: float) -> str:
+        """The layer that alone reads `node`, if both pay together: sparse, it reads less."""
+        reader, density = _only_reader(node, first.made)
+        if reader is None or reader.op != "call_module":
+            return ""
+        name = str(reader.target)
+        if name in self.context.decisions:
+            return ""
+        second = self.candidate(reader, name, name)
+        if isinstance(second, LayerDecision):
+            return ""
+        other = sum(second.cost(density))
+        macs = first.dense.macs, second.dense.macs
+        both = cost * macs[0] + other * macs[1]
+        return name if other < WORTH and both < WORTH * sum(macs) else ""
+
+    def candidate(self, node: fx.Node, name: str, site: str) -> _Candidate | LayerDecision:
+        """What is to be decided about a layer, or the decision where nothing is."""
+        module, density = module_of(node), self.densities.get(node, 1.0)
+        kind = type(module).__name__ if module is not None else _FUNCTIONS[node.target]
+        dense = LayerDecision(
+            name, site, kind, False, "", input_density=density, where=user_line(node)
+        )
+        if self.context.decided:
+            return replace(dense, reason="it did not run when the layers were chosen")
+        geometry, obstacle = _geometry(node, self.densities)
+        if geometry is None:
+            return replace(dense, reason=obstacle)
+        pixels, positions = _positions(node, geometry)
+        dense = replace(dense, macs=positions * geometry.window * geometry.out_channels)
+        rule = self.context.config.rule_for(name)
+        if rule is not None and rule.dense:
+            return replace(dense, reason=f"rule {rule.text!r} keeps it dense")
+        settings = self.context.config.settings_for(name, geometry.out_channels)
+        search, cost = search_cost(settings, geometry, pixels, positions)
+        chosen = replace(dense, search_macs=search, settings=settings, geometry=geometry)
+        saved = self.context.saved.get(site)
+        if rule is not None and rule.sparsity is not None:
+            chosen = replace(chosen, sparse=True, reason=f"rule {rule.text!r} asks for it")
+            return _as_saved(chosen, saved) if saved is not None and saved.sparse else chosen
+        if saved is not None:
+            return _as_saved(chosen if saved.sparse else dense, saved)
+        block = settings.block
+        refusal = _refusal(chosen, geometry, block, node in self.final)
+        if refusal := refusal or _trifle(chosen, positions, self.whole):
+            return replace(dense, reason=refusal)
+        shape = shape_of(node)
+        rows = positions * (shape[0] if shape else 1)
+        few = kind == "Linear" and suits_few_rows(
+            rows, geometry.window, geometry.out_channels, block
+        )
+        pays = replace(chosen, sparse=True, reason="it pays")
+        return _Candidate(pays, dense, geometry, settings, cost, rows, few)
+
+
+def _only_reader(node: fx.Node, density: float) -> tuple[fx.Node | None, float]:
+    """The one layer that reads `node`, with nothing in between that would unpack it, and the
+    density that it reads if that of `node` is `density`.
+    """
+    while len(node.users) == 1:
+        reader = next(iter(node.users))
+        if not reader.args or reader.args[0] is not node:
+            break
+        if is_layer(reader):
+            return reader, density
+        if not (elementwise(reader) or batch_norm(reader) is not None or pool(reader) is not None):
+            break
+        density = _density(reader, {node: density})
+        node = reader
+    return None, 1.0
 
 
 def _as_saved(layer: LayerDecision, saved: LayerDecision) -> LayerDecision:
@@ -216,53 +270,6 @@ def _whole_work(gm: fx.GraphModule) -> Work:
         places = shape[2:] if isinstance(module, nn.Conv2d) else shape[1:-1]
         total[isinstance(module, nn.Linear)] += math.prod(places) * module.weight.numel()
     return total
-
-
-def _loss(
-    geometry: Geometry, search: float, read: float, made: float, rows: int, block: int
-) -> str:
-    """Why a layer would be no faster sparse; empty if it pays.
-
-    `search` is its part of the dense multiply-adds, `read` and `made` are the densities of input
-    and output, `rows` the positions of a batch.
-    """
-    inputs = geometry.in_channels
-    touch = _touch(geometry, read, made)
-    if block == 1:
-        work = made * _NEURON_WORK
-    else:
-        # A packed kernel of which too little is left out reads a dense map instead.
-        work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK))
-    weights = _RELAYOUT / max(1, rows) + _calls(geometry, rows)
-    parts: tuple[float, ...] = (_SEARCH * search, work, touch, weights)
-    if geometry.window == inputs and geometry.map_size is None and rows < _STREAM_ROWS:
-        # The dense product waits for its weights as well.
-        parts = tuple(part / (1.0 + _STREAM / max(1, rows)) for part in parts)
-    return _verdict(parts)
-
-
-def _row_loss(geometry: Geometry, search: float, read: float, made: float, rows: int) -> str:
-    """:func:`_loss` of a linear layer of few rows."""
-    touch = _touch(geometry, read, made)
-    calls = _ROW_CALLS * _calls(geometry, rows)
-    return _verdict((_SEARCH * search, _ROW_WORK * made, touch, calls))
-
-
-def _touch(geometry: Geometry, read: float, made: float) -> float:
-    values = geometry.in_channels * read + geometry.out_channels * made
-    return _TOUCH * values / (geometry.window * geometry.out_channels)
-
-
-def _calls(geometry: Geometry, rows: int) -> float:
-    return _FIXED / (max(1, rows) * geometry.window * geometry.out_channels)
-
-
-def _verdict(parts: tuple[float, ...]) -> str:
-    if sum(parts) < _WORTH:
-        return ""
-    names = ("the search", "the remaining work", "moving activations", "weights and calls")
-    listed = ", ".join(f"{name} {part:.0%}" for name, part in zip(names, parts, strict=True))
-    return f"it does not pay: of the time of the dense layer, {listed}"
 
 
 def _positions(node: fx.Node, geometry: Geometry) -> tuple[int, int]:

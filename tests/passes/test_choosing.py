@@ -155,8 +155,9 @@ class Residual(nn.Module):
 
 # What two sparse layers took of two dense ones, measured: channels, map, batch, sparsity, kernel.
 FASTER = [
-    (64, 32, 8, 0.8, 3), (64, 56, 16, 0.8, 3), (128, 16, 16, 0.8, 3), (256, 8, 16, 0.8, 3),
-    (256, 14, 16, 0.5, 3), (512, 7, 16, 0.5, 3), (512, 4, 32, 0.5, 3), (256, 16, 32, 0.8, 1),
+    (64, 32, 8, 0.8, 3), (64, 56, 16, 0.5, 3), (64, 56, 16, 0.8, 3), (128, 16, 16, 0.8, 3),
+    (256, 8, 16, 0.8, 3), (256, 14, 16, 0.5, 3), (512, 7, 16, 0.5, 3), (512, 4, 32, 0.5, 3),
+    (256, 16, 32, 0.8, 1),
 ]  # fmt: skip
 SLOWER = [
     (32, 32, 32, 0.5, 3), (32, 16, 16, 0.8, 3), (64, 32, 8, 0.3, 3), (64, 32, 32, 0.3, 3),
@@ -177,6 +178,17 @@ def test_decisions_are_those_of_measurements(case: tuple[int, int, int, float, i
     plans = {layer.name: layer for layer in found.layers}
     first, second = plans["body.0"], plans["body.3"]
     assert second.sparse if case in FASTER else not first.sparse, (first.reason, second.reason)
+
+
+def test_a_layer_pays_together_with_the_one_that_reads_it() -> None:
+    """Alone the first convolution costs too much and the second, behind a dense one, does too."""
+    model, x = Residual(64, 3), torch.zeros(16, 3, 56, 56)
+    found = {layer.name: layer for layer in dsgc.explain(model, 0.5, example_inputs=x).layers}
+    assert found["body.0"].reason == "it pays together with 'body.3', which reads it"
+    assert (found["body.3"].sparse, found["body.3"].reason) == (True, "it pays")
+    config = dsgc.SparsityConfig(sparsity=0.5, rules={"body.3": None})
+    alone = dsgc.explain(model, config=config, example_inputs=x)
+    assert not any(layer.sparse for layer in alone.layers)
 
 
 def test_a_rule_overrides_the_cost_model() -> None:
