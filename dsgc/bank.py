@@ -165,7 +165,10 @@ class SelectorBank(nn.Module):
         """Before a call in eval mode: take up a step and weights that were written in place.
 
         An average of a model's weights is kept in such a way, in a copy that is never trained.
+        torch.export puts tensors of its own in the place of weights: those are not looked at.
         """
+        if torch.compiler.is_compiling():
+            return
         if mark_of(self.step) != self._shared_at:
             for selector in self.selectors:
                 selector.step = max(int(self.step) - 1, 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable
+from operator import is_
 from typing import Any
 
 from torch import nn
@@ -127,22 +128,36 @@ def _registered(model: nn.Module, name: str) -> bool:
 
 
 class Structure:
-    """Which modules and parameters a model consists of, to notice that one was put in place."""
+    """Which modules a model consists of, and the shapes of their parameters, to notice that one was
+    put in place of another.
+
+    A parameter of the same shape is none: `torch.func.functional_call` and torch.export put tensors
+    of their own there for a while.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self._before = [(table, dict(table)) for table in _tables(model)]
+        modules = list(model.modules())
+        self._modules = _copies(module._modules for module in modules)
+        self._parameters = _copies(module._parameters for module in modules)
 
     def holds(self) -> bool:
-        """Whether they still are the same objects."""
-        for table, before in self._before:
+        """Whether they still are the same."""
+        for table, before in self._modules:
+            if len(table) != len(before) or not all(map(is_, table.values(), before.values())):
+                return False
+        for table, before in self._parameters:
             if len(table) != len(before):
                 return False
             for name, value in before.items():
-                if table.get(name) is not value:
+                now = table.get(name)
+                if now is not value and not _alike(now, value):
                     return False
         return True
 
 
-def _tables(model: nn.Module) -> Iterator[dict[str, Any]]:
-    for module in model.modules():
-        yield from (table for table in (module._modules, module._parameters) if table)
+def _copies(tables: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return [(table, dict(table)) for table in tables if table]
+
+
+def _alike(now: Any, before: Any) -> bool:
+    return now is not None and before is not None and now.shape == before.shape

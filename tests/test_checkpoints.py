@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import dsgc
 
-LARGE, SMALL = torch.randn(32, 16, 16, 16), torch.randn(8, 16, 16, 16)
+LARGE, SMALL = torch.randn(32, 4, 16, 16), torch.randn(5, 4, 16, 16)
 DECISIONS = "dsgc_selectors.decisions"
 
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for inputs, outputs in ((16, 64), (64, 128), (128, 256)):
+    for inputs, outputs in ((4, 64), (64, 128), (128, 256)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
 

@@ -164,10 +164,11 @@ class _Chooser:
         second = self.candidate(reader, name, name)
         if isinstance(second, LayerDecision):
             return ""
-        other = sum(second.cost(density))
+        behind_sparse, behind_dense = sum(second.cost(density)), sum(second.cost(1.0))
         macs = first.dense.macs, second.dense.macs
-        both = cost * macs[0] + other * macs[1]
-        return name if other < WORTH and both < WORTH * sum(macs) else ""
+        both = cost * macs[0] + behind_sparse * macs[1]
+        otherwise = macs[0] + (behind_dense if behind_dense < WORTH else 1.0) * macs[1]
+        return name if behind_sparse < WORTH and both < WORTH * otherwise else ""
 
     def candidate(self, node: fx.Node, name: str, site: str) -> _Candidate | LayerDecision:
         """What is to be decided about a layer, or the decision where nothing is."""
