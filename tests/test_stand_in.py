@@ -107,6 +107,20 @@ def test_parameters_put_in_place_are_used() -> None:
     assert [site for site, d in sparse.decisions.items() if d.sparse] == ["body.0", "body.2"]
 
 
+def test_tensors_in_the_place_of_parameters_for_one_call_change_no_decision() -> None:
+    """As torch.func.functional_call does it."""
+    sparse = called(sparse_net(), True).eval()
+    own = sparse(X).detach()
+    made = sparse._engine
+    other = {name: 1.5 * p.detach() for name, p in sparse.named_parameters()}
+    found = torch.func.functional_call(sparse, other, (X,))
+    assert sparse._engine is made
+    torch.testing.assert_close(sparse(X), own)
+    twin = sparse_net().eval()
+    twin.load_state_dict({**sparse.state_dict(), **other})
+    torch.testing.assert_close(found, twin(X))
+
+
 def test_a_new_projection_is_drawn_for_a_new_layer_only() -> None:
     sparse = called(sparse_net(selector="drs", seed=1), True)
     other = called(sparse_net(selector="drs", seed=2), True)
