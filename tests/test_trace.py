@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import dsgc
 from dsgc.errors import TraceError
+from dsgc.tracing.blame import user_line
 from dsgc.tracing.call_shape import CallShape
-from dsgc.tracing.trace import Traced, trace, user_line
+from dsgc.tracing.trace import Traced, trace
 
 
 def traced(model: nn.Module, *args: Any, **kwargs: Any) -> Traced:
@@ -151,6 +154,19 @@ def test_nodes_know_the_line_of_the_user() -> None:
     line = Block.forward.__code__.co_firstlineno + 1
     conv = next(node for node in graph.nodes if node.op == "call_module")
     assert user_line(conv) == f"{__file__}:{line}"
+
+
+def test_a_line_of_dsgc_or_torch_is_none_of_the_user() -> None:
+    node = fx.Graph().placeholder("x")
+    inside = [Path(dsgc.__file__).with_name("engine.py"), Path(torch.__file__)]
+    frames = [f'File "{file}", line {i}, in f' for i, file in enumerate(("net.py", *inside), 1)]
+    node.stack_trace = "\n".join(frames)
+    assert user_line(node) == "net.py:1"
+    node.stack_trace = "\n".join(frames[1:])
+    assert user_line(node) == ""
+    zoo = Path(dsgc.__file__).parent / "zoo" / "vgg.py"
+    node.stack_trace = f'File "{zoo}", line 7, in forward'
+    assert user_line(node) == f"{zoo}:7"
 
 
 def test_parameters_used_directly() -> None:

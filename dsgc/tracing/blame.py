@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import fx, nn
+
+from dsgc.warn_user import NOT_THE_USERS
 
 __all__ = ["explain", "is_torch_layer", "user_line", "where"]
 
@@ -69,11 +70,10 @@ def where(module: nn.Module, pattern: str = "training") -> str:
 def user_line(node: fx.Node) -> str:
     """`file:line` of the user's code that made `node`, or the empty string."""
     places = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
-    compiler = Path(__file__).parent
-    inside, models = (str(Path(torch.__file__).parent), str(compiler)), str(compiler / "zoo")
+    models = str(Path(NOT_THE_USERS[0]) / "zoo")
     mine = [
         f"{file}:{line}"
         for file, line in places
-        if file.startswith(models) or not file.startswith(inside)
+        if file.startswith(models) or not file.startswith(NOT_THE_USERS)
     ]
     return mine[-1] if mine else ""
