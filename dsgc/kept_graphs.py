@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dsgc.passes.patterns import HOOKS
 from dsgc.tracing.blame import is_torch_layer
 
 __all__ = ["GRAPHS_OF_A_PART", "Assumptions", "Gate", "KeptGraphs"]
@@ -20,7 +21,6 @@ __all__ = ["GRAPHS_OF_A_PART", "Assumptions", "Gate", "KeptGraphs"]
 GRAPHS_OF_A_PART = 32
 """How many graphs are kept of a part of a model; the least recently used makes room."""
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FOLLOWED = (int, float, complex, str, bytes, tuple, type(None), Tensor, type)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -45,7 +45,7 @@ class Assumptions:
         self.hooks: list[dict[Any, Any]] = []
         for module in modules:
             if module not in unhooked:
-                self.hooks += [module.__dict__[name] for name in _HOOKS]
+                self.hooks += [module.__dict__[name] for name in HOOKS]
             if module in own_code:
                 continue
             self._follow(module.__dict__, _OF_EVERY_MODULE)

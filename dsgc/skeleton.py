@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from dsgc.tracing.trace import is_torch_layer
+from dsgc.tracing.blame import is_torch_layer
 
 __all__ = ["PartCaller", "Skeletons"]
 

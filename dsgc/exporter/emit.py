@@ -38,7 +38,7 @@ from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.geometry import conv_padding
 from dsgc.passes.patterns import Pool, batch_norm, elementwise, is_flatten, module_of, pool
 from dsgc.select import PackedSelection
-from dsgc.tracing.trace import user_line
+from dsgc.tracing.blame import user_line
 
 __all__ = ["Emitted", "emit"]
 

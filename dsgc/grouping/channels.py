@@ -26,7 +26,7 @@ from dsgc.passes.patterns import (
     pool,
     shape_of,
 )
-from dsgc.tracing.trace import ModeDropout
+from dsgc.tracing.mode_dropout import ModeDropout
 
 __all__ = ["Channels", "Member", "Space", "read_channels"]
 

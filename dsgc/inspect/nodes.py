@@ -17,7 +17,7 @@ from dsgc.passes.choose_layers import is_layer
 from dsgc.passes.insert_double_mask import mask_before
 from dsgc.passes.patterns import batch_norm, module_of, shape_of
 from dsgc.select import PackedSelection, Selector
-from dsgc.tracing.trace import user_line
+from dsgc.tracing.blame import user_line
 from dsgc.watch import label_of
 
 __all__ = ["NodeFacts", "facts_of"]

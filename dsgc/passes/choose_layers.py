@@ -24,7 +24,7 @@ from dsgc.passes.patterns import (
     pool,
     shape_of,
 )
-from dsgc.tracing.trace import user_line
+from dsgc.tracing.blame import user_line
 
 __all__ = ["choose_layers", "final_layers", "find_whole_map", "is_layer"]
 
@@ -198,7 +198,8 @@ class _Chooser:
             return _as_saved(chosen if saved.sparse else dense, saved)
         block = settings.block
         refusal = _refusal(chosen, geometry, block, node in self.final)
-        if refusal := refusal or _trifle(chosen, positions, self.whole):
+        refusal = refusal or _trifle(chosen, positions, self.whole)
+        if refusal:
             return replace(dense, reason=refusal)
         shape = shape_of(node)
         rows = positions * (shape[0] if shape else 1)

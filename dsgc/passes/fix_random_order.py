@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from dsgc.passes.context import Context
 from dsgc.passes.patterns import module_of, shape_of
-from dsgc.tracing.trace import ModeDropout
+from dsgc.tracing.mode_dropout import ModeDropout
 
 __all__ = ["fix_random_order"]
 

@@ -51,15 +51,13 @@ def module_of(node: fx.Node) -> nn.Module | None:
     return cast(fx.GraphModule, node.graph.owning_module).get_submodule(str(node.target))
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""The dicts of a module in which hooks are registered."""
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling `module` runs more code than its forward."""
-    names = (
-        "_forward_hooks",
-        "_forward_pre_hooks",
-        "_backward_hooks",
-        "_backward_pre_hooks",
-    )
-    return any(len(getattr(module, name, ())) for name in names)
+    return any(len(getattr(module, name, ())) for name in HOOKS)
 
 
 def shape_of(node: object) -> tuple[int, ...] | None:

@@ -19,13 +19,13 @@ from torch.utils import _pytree as pytree
 from dsgc.errors import TraceError
 from dsgc.passes.patterns import has_hooks
 from dsgc.tracing.ambient import ordinary
-from dsgc.tracing.blame import explain, is_torch_layer, user_line, where
+from dsgc.tracing.blame import explain, is_torch_layer, where
 from dsgc.tracing.call_shape import CallShape
 from dsgc.tracing.effects import Undone
-from dsgc.tracing.mode_dropout import ModeDropout, follow_owner, mode_dropouts
+from dsgc.tracing.mode_dropout import follow_owner, mode_dropouts
 from dsgc.tracing.tracer import Culprit, Recorder, unusable_name
 
-__all__ = ["CallShape", "ModeDropout", "Traced", "is_torch_layer", "trace", "user_line"]
+__all__ = ["Traced", "trace"]
 
 # torch.fx patches nn.Module itself while it traces.
 _ONE_AT_A_TIME = threading.RLock()

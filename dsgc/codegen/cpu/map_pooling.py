@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from dsgc.codegen import families
-from dsgc.codegen.cpu.activation import apply_backward, as_dense
+from dsgc.codegen.cpu.activation import activate_backward, as_dense
 from dsgc.codegen.cpu.layout import (
     blocks_of,
     check_float32,
     dense_rows,
-    every_block,
     limits,
     padded_channels,
 )
@@ -86,14 +85,11 @@ def max_pool2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dsgc::max_pool2d_backward``."""
     check_dense_pooling(index, kernel)
-    values, upstream = _blocked(x), _blocked(grad)
+    upstream = _blocked(grad)
     window = pool_window(size, kernel, stride, padding, ceil_mode)
-    dense = libraries.empty(*values.shape)
+    dense = libraries.empty(x.shape[0] * window.source_area, *upstream.shape[1:])
     libraries(families.maps(), "max_pool_map_backward")(
         upstream, _blocked(argmax), dense, window.transposed().table(), window.target_area
     )
-    chosen = every_block(*values.shape[:2])
     source = Activation(x, index, rowptr, scale, shift, act, size)
-    flat = dense.flatten(0, 1), values.flatten(0, 1)
-    dx, dscale, dshift = apply_backward(libraries, *flat, chosen.ids, source, own=True)
-    return as_dense(dx, x.shape[0], size), dscale, dshift
+    return activate_backward(libraries, as_dense(dense, x.shape[0], size), *source, own=True)
