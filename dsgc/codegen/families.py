@@ -130,9 +130,10 @@ def convolution(bi: int, bo: int) -> Family:
         from dsgc.codegen.kernels import convolution, weights
 
         own = [] if bi == 1 else weights.all_forms(bi, bo)
+        held = target.held(max(bi, bo))
         return [
             convolution.packed_convolution(bi, bo, target.held(bo), target.moves_together),
-            convolution.packed_weight_gradient(bi, bo, target.held(bo), target.moves_together),
+            convolution.packed_weight_gradient(bi, bo, held, target.moves_together),
             *own,
         ]
 

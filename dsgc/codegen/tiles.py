@@ -19,6 +19,7 @@ __all__ = [
     "SKIP_STRIP",
     "STEM_COLUMNS",
     "VECTOR",
+    "gradient_block",
     "ranking_kernel",
     "suits_few_rows",
 ]
@@ -44,6 +45,14 @@ SCORE_CHANNELS = 64  # projected weights are padded to whole register tiles of a
 def suits_few_rows(rows: int, inputs: int, outputs: int, block: int) -> bool:
     """Whether the kernels of linear layers of few rows take a layer of this size."""
     return rows <= FEW_ROWS and inputs % ROW_LANES == 0 and outputs % block == 0
+
+
+def gradient_block(bi: int, bo: int) -> tuple[bool, int, int]:
+    """How the packed kernels see a block of a weight's gradient: whether its vectors are of inputs,
+    how many there are, and how long they are.
+    """
+    by_input = bi >= bo
+    return by_input, min(bi, bo), max(bi, bo)
 
 
 def ranking_kernel(blocks: int, bits: bool = False) -> str | None:

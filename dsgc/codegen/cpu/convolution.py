@@ -21,7 +21,7 @@ from dsgc.codegen.cpu.layout import (
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.cpu.linear import is_few_rows, row_products
 from dsgc.codegen.cpu.neuron import neuron_convolution
-from dsgc.codegen.cpu.schedules import Layer, Schedule, each_schedule
+from dsgc.codegen.cpu.schedules import CHUNK, Layer, Schedule, each_schedule
 from dsgc.codegen.cpu.weights import blocked_weight, padded_inputs
 from dsgc.codegen.tiles import DENSE_BLOCK
 from dsgc.ops.layout import ceil_div, conv_output_size
@@ -70,10 +70,11 @@ def packed_convolution(
     ``work`` names what it is for.
     """
     bi, bo, target = layer.bi, layer.bo, layer.target
-    blocked = blocked_weight(libraries, weight, bi, bo)
+    blocks, area = ceil_div(layer.outputs, bo), layer.geometry.target_area
+    visits = target.ids.shape[0] / max(1, blocks * CHUNK)
+    blocked = blocked_weight(libraries, weight, bi, bo, visits=visits)
     first = blocks_of(bias, layer.outputs, bo)
     kernel = libraries(families.convolution(bi, bo), f"packed_convolution_{bi}_{bo}")
-    blocks, area = ceil_div(layer.outputs, bo), layer.geometry.target_area
     read = marked_blocks(libraries, layer.source, ceil_div(layer.inputs, bi)), layer.source.rowptr
 
     def run(schedule: Schedule) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ from dsgc.codegen.cpu.neuron import (
     neuron_weight_gradient,
 )
 from dsgc.codegen.cpu.schedules import Layer, Schedule, each_schedule
-from dsgc.codegen.cpu.weights import blocked_weight, plain_weight
-from dsgc.codegen.tiles import DENSE_BLOCK, GROUP
+from dsgc.codegen.cpu.weights import blocked_weight, filled_gradient, plain_weight
+from dsgc.codegen.tiles import DENSE_BLOCK, GROUP, gradient_block
 from dsgc.ops.layout import ceil_div
 from dsgc.ops.spec import Activation
 
@@ -128,17 +128,23 @@ def _dense_weight_gradient(
     rows = padded_source(libraries, source)
     tile = dense_tile(rows.shape[1])
     lists = by_block(libraries, target, blocks, geometry.target_area, tile)
-    shape = (rows.shape[1] // DENSE_BLOCK, taps, blocks, block, DENSE_BLOCK)
-    partials = max(1, min(_PARTIAL_BYTES // (4 * prod(shape)), ceil_div(target.positions, tile)))
-    out = libraries.scratch("partial", (partials, *shape))
-    splits = max(1, min(blocks, 16 // partials))
-    libraries(families.dense(block), f"dense_weight_gradient_{block}")(
-        rows.view(rows.shape[0], rows.shape[1] // DENSE_BLOCK, DENSE_BLOCK),
-        *(grad, *lists, out, splits, geometry.table(), geometry.source_area),
-    )
-    total = out[0] if partials == 1 else out.sum(0)
-    # Its vectors are of input channels: blocks of the transposed weight.
-    return plain_weight(libraries, total, weight.transpose(0, 1)).transpose(0, 1)
+    kernel = libraries(families.dense(block), f"dense_weight_gradient_{block}")
+    parts = rows.view(rows.shape[0], rows.shape[1] // DENSE_BLOCK, DENSE_BLOCK)
+    where = geometry.table(), geometry.source_area
+
+    def fill(total: Tensor) -> None:
+        tiles = ceil_div(target.positions, tile)
+        partials = max(1, min(_PARTIAL_BYTES // (4 * total.numel()), tiles))
+        splits = max(1, min(blocks, 16 // partials))
+        if partials == 1:
+            kernel(parts, grad, *lists, total.unsqueeze(0), splits, *where)
+            return
+        out = libraries.scratch("partial", (partials, *total.shape))
+        kernel(parts, grad, *lists, out, splits, *where)
+        torch.sum(out, 0, out=total)
+
+    shape = (blocks, block, taps, *parts.shape[1:])
+    return filled_gradient(libraries, weight, shape, fill)
 
 
 def _packed_weight_gradient(
@@ -146,17 +152,26 @@ def _packed_weight_gradient(
 ) -> Tensor:
     bi, bo, geometry = layer.bi, layer.bo, layer.geometry
     blocks, taps = ceil_div(layer.outputs, bo), weight[0, 0].numel()
-    out = libraries.scratch("partial", (blocks, taps, ceil_div(layer.inputs, bi), bi, bo))
     kernel = libraries(families.convolution(bi, bo), f"packed_weight_gradient_{bi}_{bo}")
     read = marked_blocks(libraries, layer.source, ceil_div(layer.inputs, bi)), layer.source.rowptr
     where = geometry.table(), geometry.source_area
 
-    def run(schedule: Schedule) -> None:
+    def run(out: Tensor, schedule: Schedule) -> None:
         area, length = geometry.target_area, schedule.length
         lists = by_block(libraries, layer.target, blocks, area, length=length)
         kernel(values, *read, grad, *lists, out, *where, schedule.chunk)
 
-    libraries.tuner.run(layer.key("weight gradient"), each_schedule(run))
+    def fill(out: Tensor) -> None:
+        libraries.tuner.run(layer.key("weight gradient"), each_schedule(partial(run, out)))
+
+    blocks_in, (by_input, depth, lanes) = ceil_div(layer.inputs, bi), gradient_block(bi, bo)
+    if by_input:
+        shape = (blocks, depth, taps, blocks_in, lanes)
+        return filled_gradient(
+            libraries, weight, shape, lambda stored: fill(stored.permute(0, 2, 3, 1, 4))
+        )
+    out = libraries.scratch("gradient", (blocks, taps, blocks_in, depth, lanes))
+    fill(out)
     return plain_weight(libraries, out, weight)
 
 
@@ -248,7 +263,7 @@ def _dense_data_gradient(
     dx = libraries.empty(*shape)
     libraries(families.dense(block), f"dense_data_gradient_{block}")(
         grad,
-        blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * group),
+        blocked_weight(libraries, swapped, block, DENSE_BLOCK, groups * group, visits=1),
         *lists,
         dx,
         geometry.table(),

@@ -9,10 +9,11 @@ from typing import NamedTuple, TypeVar
 from dsgc.codegen.cpu.layout import LIST_LENGTH, Geometry, Selection
 from dsgc.ops.layout import ceil_div
 
-__all__ = ["SCHEDULES", "Layer", "Schedule", "each_schedule"]
+__all__ = ["CHUNK", "SCHEDULES", "Layer", "Schedule", "each_schedule"]
 
 Result = TypeVar("Result")
 
+CHUNK = 256  # target slots whose pairs are sorted at a time, unless tried otherwise
 _DENSITY_STEPS = 8  # parts of 1 between which densities are not told apart
 
 
@@ -32,7 +33,7 @@ class Schedule(NamedTuple):
 
 SCHEDULES = {
     f"chunk={chunk} length={length}": Schedule(chunk, length)
-    for chunk, length in ((256, LIST_LENGTH), (128, 1024), (512, 4096), (256, 8192))
+    for chunk, length in ((CHUNK, LIST_LENGTH), (128, 1024), (512, 4096), (256, 8192))
 }
 
 

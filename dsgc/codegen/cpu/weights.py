@@ -2,27 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from math import prod
+
 from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.ops.layout import ceil_div
 
-__all__ = ["blocked_weight", "padded_inputs", "plain_weight"]
+__all__ = ["blocked_weight", "filled_gradient", "padded_inputs", "plain_weight"]
+
+
+_FEW_VISITS = 2.0
+
+
+def _is_in_order(weight: Tensor, bi: int, bo: int) -> bool:
+    """Whether ``weight`` [K, C, R, S] is stored as [K, R * S, C], and is whole blocks of inputs by
+    outputs.
+    """
+    outputs, inputs = weight.shape[:2]
+    stored = weight.permute(0, 2, 3, 1)
+    return stored.is_contiguous() and outputs % bo == 0 and inputs % bi == 0
+
+
+def _stored(weight: Tensor, bi: int, bo: int) -> Tensor:
+    """A weight that :func:`_is_in_order` as [K / bo, bo, R * S, C / bi, bi]: the same memory."""
+    (outputs, inputs), taps = weight.shape[:2], prod(weight.shape[2:])
+    flat = weight.detach().permute(0, 2, 3, 1).view(-1)
+    return flat.view(outputs // bo, bo, taps, inputs // bi, bi)
 
 
 def blocked_weight(
-    libraries: Libraries, weight: Tensor, bi: int, bo: int, blocks: int | None = None
+    libraries: Libraries,
+    weight: Tensor,
+    bi: int,
+    bo: int,
+    blocks: int | None = None,
+    visits: float | None = None,
 ) -> Tensor:
     """``weight`` [K, C, R, S] as [K / bo, R * S, C / bi, bi, bo], zero beyond K; ``blocks`` asks
     for more of K / bo.
+
+    For a kernel that takes strides and reads each block ``visits`` times it is the weight's own
+    memory, where vectors of outputs lie in it side by side, as they do in the transposed weight of
+    backward-data: unless bringing them together once costs less than fetching them so often.
     """
+    swapped, enough = weight.transpose(0, 1), (blocks or 0) * bo <= weight.shape[0]
+    few = visits is not None and visits <= _FEW_VISITS
+    if few and enough and _is_in_order(swapped, bo, bi):
+        return _stored(swapped, bo, bi).permute(3, 2, 0, 1, 4)
     flat = weight.detach().flatten(2)
     outputs, inputs, taps = flat.shape
     shape = (blocks or ceil_div(outputs, bo), taps, ceil_div(inputs, bi), bi, bo)
     out = libraries.scratch("weight", shape)
     libraries(_weight_family(bi, bo), f"block_weights_{bi}_{bo}{_form(flat)}")(flat, out)
     return out
+
+
+def filled_gradient(
+    libraries: Libraries, weight: Tensor, shape: Sequence[int], fill: Callable[[Tensor], None]
+) -> Tensor:
+    """A gradient like ``weight`` [K, C, R, S] that ``fill`` writes as blocks of ``shape`` [K / bo,
+    bo, R * S, C / bi, bi], or more of them, into its own memory where that is stored so.
+    """
+    bo, bi = shape[1], shape[4]
+    if prod(shape) == weight.numel() and _is_in_order(weight, bi, bo):
+        out = libraries.empty_like(weight)
+        fill(_stored(out, bi, bo))
+        return out
+    stored = libraries.scratch("gradient", tuple(shape))
+    fill(stored)
+    # Its vectors are of inputs: blocks of the transposed weight.
+    swapped = stored.permute(3, 2, 0, 1, 4)
+    return plain_weight(libraries, swapped, weight.transpose(0, 1)).transpose(0, 1)
 
 
 def plain_weight(libraries: Libraries, blocked: Tensor, like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tvm.script import tirx as T
 
 from dsgc.codegen.kernels.pairs import AHEAD, sort_pairs, whole_vectors
 from dsgc.codegen.kernels.prefetch import fetch
+from dsgc.codegen.tiles import gradient_block
 
 
 def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
@@ -58,11 +59,22 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
         blocks_in = T.int64()
         starts = T.int64()
         slots = T.int64()
+        s0 = T.int64()
+        s1 = T.int64()
+        s2 = T.int64()
+        s3 = T.int64()
         table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (source_slots, bi), "float32", align=4)
         bits = T.match_buffer(bits_h, (source_positions, words), "int32", align=4)
         rowptr = T.match_buffer(rowptr_h, (source_rows,), "int32", align=4)
-        w = T.match_buffer(w_h, (blocks_out, taps, blocks_in, bi, bo), "float32", align=4)
+        w = T.match_buffer(
+            w_h,
+            (blocks_out, taps, blocks_in, T.int64(bi), T.int64(bo)),
+            "float32",
+            strides=[s0, s1, s2, s3, T.int64(1)],
+            align=4,
+            offset_factor=1,
+        )
         bias = T.match_buffer(bias_h, (blocks_out, bo), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
@@ -100,9 +112,9 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
                             for s in T.unroll(rows):
                                 for v in T.vectorized(bo):
                                     kept[s, v] = w[n, tap, c, part * rows + s, v]
-                                # Beyond the last row of a block lies the block that comes next.
+                                row: T.let = (part + 1) * rows + s
                                 T.evaluate(
-                                    fetch(T.address_of(w[n, tap, c, (part + 1) * rows + s, 0]))
+                                    fetch(T.address_of(w[n, tap, c + row // bi, row % bi, 0]))
                                 )
                             for i in T.serial(T.cast(end[c], "int64") - c * span):
                                 q: T.let = T.cast(source[c * span + i], "int64")
@@ -132,10 +144,12 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
     neighbour chose ``c``.
 
     A task owns one output block and one tap; ``held`` rows of a block of the gradient are
-    accumulated in registers at a time: in two buffers, since one as large is kept in memory.
+    accumulated in registers at a time: in two buffers, since one as large is kept in memory. A row
+    is a vector of inputs, as channels-last weights have them, unless an output block is larger.
     """
     name = f"packed_weight_gradient_{bi}_{bo}"
-    rows = min(held, bi)
+    by_input, depth, lanes = gradient_block(bi, bo)
+    rows = min(held, depth)
     half = max(1, rows // 2)
 
     @T.prim_func(s_tir=True)
@@ -164,6 +178,10 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
         blocks_in = T.int64()
         starts = T.int64()
         slots = T.int64()
+        s0 = T.int64()
+        s1 = T.int64()
+        s2 = T.int64()
+        s3 = T.int64()
         table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (source_slots, bi), "float32", align=4)
         bits = T.match_buffer(bits_h, (source_positions, words), "int32", align=4)
@@ -173,7 +191,14 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
         sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
-        dw = T.match_buffer(dw_h, (blocks_out, taps, blocks_in, bi, bo), "float32", align=4)
+        dw = T.match_buffer(
+            dw_h,
+            (blocks_out, taps, blocks_in, T.int64(depth), T.int64(lanes)),
+            "float32",
+            strides=[s0, s1, s2, s3, T.int64(1)],
+            align=4,
+            offset_factor=1,
+        )
         for task in T.parallel(blocks_out * taps):
             n: T.let = task // taps
             tap: T.let = task % taps
@@ -183,8 +208,8 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
             member = T.alloc_buffer((blocks_in * span + AHEAD,), "int32")
             room = T.alloc_buffer((3, span), "int32")
             for c in T.serial(blocks_in):
-                for s in T.serial(bi):
-                    for v in T.vectorized(bo):
+                for s in T.serial(depth):
+                    for v in T.vectorized(lanes):
                         dw[n, tap, c, s, v] = T.float32(0)
             for tile in T.serial((starts - 1) // blocks_out):
                 first: T.let = T.cast(start[tile * blocks_out + n], "int64")
@@ -201,14 +226,14 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                             for j in T.unroll(AHEAD):
                                 following: T.let = T.cast(source[(c + 1) * span + j], "int64")
                                 T.evaluate(fetch(T.address_of(x[following, 0])))
-                        for part in T.serial(bi // rows):
-                            low = T.alloc_buffer((half, bo), "float32")
-                            high = T.alloc_buffer((half, bo), "float32")
+                        for part in T.serial(depth // rows):
+                            low = T.alloc_buffer((half, lanes), "float32")
+                            high = T.alloc_buffer((half, lanes), "float32")
                             for s in T.unroll(half):
-                                for v in T.vectorized(bo):
+                                for v in T.vectorized(lanes):
                                     low[s, v] = dw[n, tap, c, part * rows + s, v]
                                 if rows > 1:
-                                    for v in T.vectorized(bo):
+                                    for v in T.vectorized(lanes):
                                         high[s, v] = dw[n, tap, c, part * rows + half + s, v]
                             for i in T.serial(T.cast(end[c], "int64") - c * span):
                                 q: T.let = T.cast(source[c * span + i], "int64")
@@ -217,19 +242,25 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                                     later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
                                     T.evaluate(fetch(T.address_of(x[later, 0])))
                                 for s in T.unroll(half):
-                                    for v in T.vectorized(bo):
-                                        low[s, v] = low[s, v] + x[q, part * rows + s] * dy[out, v]
-                                    if rows > 1:
-                                        for v in T.vectorized(bo):
-                                            high[s, v] = (
-                                                high[s, v]
-                                                + x[q, part * rows + half + s] * dy[out, v]
-                                            )
+                                    low_row: T.let = part * rows + s
+                                    high_row: T.let = part * rows + half + s
+                                    if by_input:
+                                        for v in T.vectorized(lanes):
+                                            low[s, v] = low[s, v] + dy[out, low_row] * x[q, v]
+                                    else:
+                                        for v in T.vectorized(lanes):
+                                            low[s, v] = low[s, v] + x[q, low_row] * dy[out, v]
+                                    if rows > 1 and by_input:
+                                        for v in T.vectorized(lanes):
+                                            high[s, v] = high[s, v] + dy[out, high_row] * x[q, v]
+                                    elif rows > 1:
+                                        for v in T.vectorized(lanes):
+                                            high[s, v] = high[s, v] + x[q, high_row] * dy[out, v]
                             for s in T.unroll(half):
-                                for v in T.vectorized(bo):
+                                for v in T.vectorized(lanes):
                                     dw[n, tap, c, part * rows + s, v] = low[s, v]
                                 if rows > 1:
-                                    for v in T.vectorized(bo):
+                                    for v in T.vectorized(lanes):
                                         dw[n, tap, c, part * rows + half + s, v] = high[s, v]
 
     return kernel

@@ -88,7 +88,8 @@ def dense_convolution(bo: int, members: int) -> Any:
 
 
 def dense_weight_gradient(bo: int, held: int) -> Any:
-    """``dw[c, tap, n, s] += dy[p, n, s] * x[q, c]`` for every block ``c`` of 16 channels.
+    """``dw[n, s, tap, c] += dy[p, n, s] * x[q, c]`` for every block ``c`` of 16 channels,
+    in the order of channels-last weights.
 
     Partial sum ``i`` is over its share of the tiles of positions, so that a tile of ``x`` is read
     from memory once for all output blocks; ``splits`` tasks share the output blocks of one partial
@@ -129,7 +130,7 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         partials = T.int64()
         dw = T.match_buffer(
-            dw_h, (partials, blocks_in, taps, blocks_out, bo, lanes), "float32", align=4
+            dw_h, (partials, blocks_out, bo, taps, blocks_in, lanes), "float32", align=4
         )
         for task in T.parallel(partials * splits):
             part: T.let = task // splits
@@ -137,10 +138,12 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
             n1: T.let = (task % splits + 1) * blocks_out // splits
             tiles: T.let = (starts - 1) // blocks_out
             tile0: T.let = part * tiles // partials
-            for i in T.serial(blocks_in * taps):
-                for j in T.serial((n1 - n0) * bo):
+            for i in T.serial((n1 - n0) * bo):
+                for j in T.serial(taps * blocks_in):
                     for v in T.vectorized(lanes):
-                        dw[part, i // taps, i % taps, n0 + j // bo, j % bo, v] = T.float32(0)
+                        dw[part, n0 + i // bo, i % bo, j // blocks_in, j % blocks_in, v] = (
+                            T.float32(0)
+                        )
             pair = T.alloc_buffer((CHUNK,), "int64")
             for tile in T.serial((part + 1) * tiles // partials - tile0):
                 for block in T.serial(n1 - n0):
@@ -173,10 +176,10 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
                                     high = T.alloc_buffer((depth, lanes), "float32")
                                     for s in T.unroll(depth):
                                         for v in T.vectorized(lanes):
-                                            low[s, v] = dw[part, c0, tap, n, s0 * depth + s, v]
+                                            low[s, v] = dw[part, n, s0 * depth + s, tap, c0, v]
                                         if side == 2:
                                             for v in T.vectorized(lanes):
-                                                high[s, v] = dw[part, c1, tap, n, s0 * depth + s, v]
+                                                high[s, v] = dw[part, n, s0 * depth + s, tap, c1, v]
                                     for i in T.serial(found):
                                         q: T.let = pair[i] & T.int64(LOW_HALF)
                                         at: T.let = pair[i] >> T.int64(32)
@@ -192,10 +195,10 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
                                                     high[s, v] = high[s, v] + d * x[q, c1, v]
                                     for s in T.unroll(depth):
                                         for v in T.vectorized(lanes):
-                                            dw[part, c0, tap, n, s0 * depth + s, v] = low[s, v]
+                                            dw[part, n, s0 * depth + s, tap, c0, v] = low[s, v]
                                         if side == 2:
                                             for v in T.vectorized(lanes):
-                                                dw[part, c1, tap, n, s0 * depth + s, v] = high[s, v]
+                                                dw[part, n, s0 * depth + s, tap, c1, v] = high[s, v]
 
     return kernel
 
@@ -236,9 +239,20 @@ def dense_data_gradient(bo: int, held: int) -> Any:
         pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
+        s0 = T.int64()
+        s1 = T.int64()
+        s2 = T.int64()
+        s3 = T.int64()
         table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         dy = T.match_buffer(dy_h, (slots, bo), "float32", align=4)
-        w = T.match_buffer(w_h, (padded, taps, blocks_out, bo, lanes), "float32", align=4)
+        w = T.match_buffer(
+            w_h,
+            (padded, taps, blocks_out, T.int64(bo), T.int64(lanes)),
+            "float32",
+            strides=[s0, s1, s2, s3, T.int64(1)],
+            align=4,
+            offset_factor=1,
+        )
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
         sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
