@@ -78,7 +78,7 @@ def test_packed_kernels_find_every_pair(blocks: int, density: float, size: int, 
     )
     torch.testing.assert_close(y, meant, rtol=1e-4, atol=1e-3)
     # Its vectors are of inputs: blocks of the transposed weight.
-    found = plain_weight(LIBRARIES, gradient.transpose(0, 2), weight.transpose(0, 1))
+    found = plain_weight(LIBRARIES, gradient.transpose(0, 2).contiguous(), weight.transpose(0, 1))
     found = found.transpose(0, 1)
     torch.testing.assert_close(found, meant_gradient, rtol=1e-4, atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""Weights in every order of memory: kernels read and write some in place, the results are the same."""
+"""Weights in every order of memory: some are read and written in place, results are the same."""
 
 from __future__ import annotations
 

@@ -134,6 +134,9 @@ def _dense_weight_gradient(
 
     def fill(total: Tensor) -> None:
         tiles = ceil_div(target.positions, tile)
+        if not tiles:
+            total.zero_()
+            return
         partials = max(1, min(_PARTIAL_BYTES // (4 * total.numel()), tiles))
         splits = max(1, min(blocks, 16 // partials))
         if partials == 1:

@@ -64,17 +64,18 @@ def filled_gradient(
     libraries: Libraries, weight: Tensor, shape: Sequence[int], fill: Callable[[Tensor], None]
 ) -> Tensor:
     """A gradient like ``weight`` [K, C, R, S] that ``fill`` writes as blocks of ``shape`` [K / bo,
-    bo, R * S, C / bi, bi], or more of them, into its own memory where that is stored so.
+    bo, R * S, C / bi, bi], or more of them, with any strides but the last: into its own memory
+    where that is stored so.
     """
     bo, bi = shape[1], shape[4]
     if prod(shape) == weight.numel() and _is_in_order(weight, bi, bo):
         out = libraries.empty_like(weight)
         fill(_stored(out, bi, bo))
         return out
-    stored = libraries.scratch("gradient", tuple(shape))
-    fill(stored)
     # Its vectors are of inputs: blocks of the transposed weight.
-    swapped = stored.permute(3, 2, 0, 1, 4)
+    blocks, _, taps, blocks_in, _ = shape
+    swapped = libraries.scratch("gradient", (blocks_in, taps, blocks, bo, bi))
+    fill(swapped.permute(2, 3, 1, 0, 4))
     return plain_weight(libraries, swapped, weight.transpose(0, 1)).transpose(0, 1)
 
 

@@ -143,9 +143,10 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
     """``dw[n, tap, c] += outer(x[q, c], dy[p, n])`` over the positions that chose ``n`` and whose
     neighbour chose ``c``.
 
-    A task owns one output block and one tap; ``held`` rows of a block of the gradient are
-    accumulated in registers at a time: in two buffers, since one as large is kept in memory. A row
-    is a vector of inputs, as channels-last weights have them, unless an output block is larger.
+    A task owns one output block and one tap, and sums them in memory of its own, whatever the order
+    of ``dw``. ``held`` rows of a block of the gradient are accumulated in registers at a time: in
+    two buffers, since one as large is kept in memory. A row is a vector of inputs, as channels-last
+    weights have them, unless an output block is larger.
     """
     name = f"packed_weight_gradient_{bi}_{bo}"
     by_input, depth, lanes = gradient_block(bi, bo)
@@ -207,10 +208,11 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
             source = T.alloc_buffer((blocks_in * span + AHEAD,), "int32")
             member = T.alloc_buffer((blocks_in * span + AHEAD,), "int32")
             room = T.alloc_buffer((3, span), "int32")
+            total = T.alloc_buffer((blocks_in, depth, lanes), "float32")
             for c in T.serial(blocks_in):
                 for s in T.serial(depth):
                     for v in T.vectorized(lanes):
-                        dw[n, tap, c, s, v] = T.float32(0)
+                        total[c, s, v] = T.float32(0)
             for tile in T.serial((starts - 1) // blocks_out):
                 first: T.let = T.cast(start[tile * blocks_out + n], "int64")
                 last: T.let = T.cast(start[tile * blocks_out + n + 1], "int64")
@@ -231,10 +233,10 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                             high = T.alloc_buffer((half, lanes), "float32")
                             for s in T.unroll(half):
                                 for v in T.vectorized(lanes):
-                                    low[s, v] = dw[n, tap, c, part * rows + s, v]
+                                    low[s, v] = total[c, part * rows + s, v]
                                 if rows > 1:
                                     for v in T.vectorized(lanes):
-                                        high[s, v] = dw[n, tap, c, part * rows + half + s, v]
+                                        high[s, v] = total[c, part * rows + half + s, v]
                             for i in T.serial(T.cast(end[c], "int64") - c * span):
                                 q: T.let = T.cast(source[c * span + i], "int64")
                                 out: T.let = T.cast(member[c * span + i], "int64")
@@ -258,9 +260,13 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                                             high[s, v] = high[s, v] + x[q, high_row] * dy[out, v]
                             for s in T.unroll(half):
                                 for v in T.vectorized(lanes):
-                                    dw[n, tap, c, part * rows + s, v] = low[s, v]
+                                    total[c, part * rows + s, v] = low[s, v]
                                 if rows > 1:
                                     for v in T.vectorized(lanes):
-                                        dw[n, tap, c, part * rows + half + s, v] = high[s, v]
+                                        total[c, part * rows + half + s, v] = high[s, v]
+            for s in T.serial(depth):
+                for c in T.serial(blocks_in):
+                    for v in T.vectorized(lanes):
+                        dw[n, tap, c, s, v] = total[c, s, v]
 
     return kernel

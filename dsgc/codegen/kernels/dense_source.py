@@ -91,10 +91,10 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
     """``dw[n, s, tap, c] += dy[p, n, s] * x[q, c]`` for every block ``c`` of 16 channels,
     in the order of channels-last weights.
 
-    Partial sum ``i`` is over its share of the tiles of positions, so that a tile of ``x`` is read
-    from memory once for all output blocks; ``splits`` tasks share the output blocks of one partial
-    sum. ``held`` vectors of channels are accumulated in registers at a time, where registers allow
-    those of two blocks, which share every value of ``dy`` that is loaded.
+    Partial sum ``i`` is over its share of the tiles of positions, at least one, so that a tile of
+    ``x`` is read from memory once for all output blocks; ``splits`` tasks share the output blocks
+    of one partial sum. ``held`` vectors of channels are accumulated in registers at a time, where
+    registers allow those of two blocks, which share every value of ``dy`` that is loaded.
     """
     name = f"dense_weight_gradient_{bo}"
     lanes = DENSE_BLOCK
@@ -121,6 +121,11 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
         pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
+        s0 = T.int64()
+        s1 = T.int64()
+        s2 = T.int64()
+        s3 = T.int64()
+        s4 = T.int64()
         table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (rows, blocks_in, lanes), "float32", align=4)
         dy = T.match_buffer(dy_h, (slots, bo), "float32", align=4)
@@ -130,7 +135,12 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
         partials = T.int64()
         dw = T.match_buffer(
-            dw_h, (partials, blocks_out, bo, taps, blocks_in, lanes), "float32", align=4
+            dw_h,
+            (partials, blocks_out, T.int64(bo), taps, blocks_in, T.int64(lanes)),
+            "float32",
+            strides=[s0, s1, s2, s3, s4, T.int64(1)],
+            align=4,
+            offset_factor=1,
         )
         for task in T.parallel(partials * splits):
             part: T.let = task // splits
@@ -138,16 +148,15 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
             n1: T.let = (task % splits + 1) * blocks_out // splits
             tiles: T.let = (starts - 1) // blocks_out
             tile0: T.let = part * tiles // partials
-            for i in T.serial((n1 - n0) * bo):
-                for j in T.serial(taps * blocks_in):
-                    for v in T.vectorized(lanes):
-                        dw[part, n0 + i // bo, i % bo, j // blocks_in, j % blocks_in, v] = (
-                            T.float32(0)
-                        )
             pair = T.alloc_buffer((CHUNK,), "int64")
             for tile in T.serial((part + 1) * tiles // partials - tile0):
                 for block in T.serial(n1 - n0):
                     n: T.let = n0 + block
+                    if tile == 0:
+                        for i in T.serial(taps * blocks_in):
+                            for s in T.serial(bo):
+                                for v in T.vectorized(lanes):
+                                    dw[part, n, s, i // blocks_in, i % blocks_in, v] = T.float32(0)
                     first: T.let = T.cast(start[(tile0 + tile) * blocks_out + n], "int64")
                     last: T.let = T.cast(start[(tile0 + tile) * blocks_out + n + 1], "int64")
                     for chunk in T.serial((last - first + (CHUNK - 1)) // CHUNK):
@@ -171,15 +180,17 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
                                 # The last block may come twice; both times it gets the same sums.
                                 c0: T.let = c * side
                                 c1: T.let = T.min(c0 + (side - 1), blocks_in - 1)
-                                for s0 in T.serial(bo // depth):
+                                for piece in T.serial(bo // depth):
                                     low = T.alloc_buffer((depth, lanes), "float32")
                                     high = T.alloc_buffer((depth, lanes), "float32")
                                     for s in T.unroll(depth):
                                         for v in T.vectorized(lanes):
-                                            low[s, v] = dw[part, n, s0 * depth + s, tap, c0, v]
+                                            low[s, v] = dw[part, n, piece * depth + s, tap, c0, v]
                                         if side == 2:
                                             for v in T.vectorized(lanes):
-                                                high[s, v] = dw[part, n, s0 * depth + s, tap, c1, v]
+                                                high[s, v] = dw[
+                                                    part, n, piece * depth + s, tap, c1, v
+                                                ]
                                     for i in T.serial(found):
                                         q: T.let = pair[i] & T.int64(LOW_HALF)
                                         at: T.let = pair[i] >> T.int64(32)
@@ -187,7 +198,7 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
                                         if side == 2:
                                             T.evaluate(fetch(T.address_of(x[q, c1 + 2, 0])))
                                         for s in T.unroll(depth):
-                                            d: T.let = dy[at, s0 * depth + s]
+                                            d: T.let = dy[at, piece * depth + s]
                                             for v in T.vectorized(lanes):
                                                 low[s, v] = low[s, v] + d * x[q, c0, v]
                                             if side == 2:
@@ -195,10 +206,12 @@ def dense_weight_gradient(bo: int, held: int) -> Any:
                                                     high[s, v] = high[s, v] + d * x[q, c1, v]
                                     for s in T.unroll(depth):
                                         for v in T.vectorized(lanes):
-                                            dw[part, n, s0 * depth + s, tap, c0, v] = low[s, v]
+                                            dw[part, n, piece * depth + s, tap, c0, v] = low[s, v]
                                         if side == 2:
                                             for v in T.vectorized(lanes):
-                                                dw[part, n, s0 * depth + s, tap, c1, v] = high[s, v]
+                                                dw[part, n, piece * depth + s, tap, c1, v] = high[
+                                                    s, v
+                                                ]
 
     return kernel
 

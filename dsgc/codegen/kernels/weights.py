@@ -93,10 +93,6 @@ def unblock_weights(bi: int, bo: int, form: str) -> Any:
         s0 = T.int64()
         s1 = T.int64()
         s2 = T.int64()
-        b0 = T.int64()
-        b1 = T.int64()
-        b2 = T.int64()
-        b3 = T.int64()
         blocks_out = T.int64()
         blocks_in = T.int64()
         w = T.match_buffer(
@@ -112,20 +108,17 @@ def unblock_weights(bi: int, bo: int, form: str) -> Any:
             offset_factor=1,
         )
         blocked = T.match_buffer(
-            blocked_h,
-            (blocks_out, taps, blocks_in, T.int64(bi), T.int64(bo)),
-            "float32",
-            strides=[b0, b1, b2, b3, T.int64(1)],
-            align=4,
-            offset_factor=1,
+            blocked_h, (blocks_out, taps, blocks_in, bi, bo), "float32", align=4
         )
         for task in T.parallel(blocks_out * blocks_in):
             n: T.let = task // blocks_in
             c: T.let = task % blocks_in
             if (n * bo + bo <= outputs) & (c * bi + bi <= inputs):
                 if form == "":
-                    for v in T.serial(bo):
-                        for s in T.serial(bi):
+                    # Gradients come as blocks of the transposed weight: so they are written in
+                    # the order of memory.
+                    for s in T.serial(bi):
+                        for v in T.serial(bo):
                             for tap in T.serial(taps):
                                 w[n * bo + v, c * bi + s, tap] = blocked[n, tap, c, s, v]
                 else:
