@@ -57,23 +57,27 @@ def _update_running(bn: _NormBase, mean: Tensor, var: Tensor, count: Tensor) -> 
     else:
         tracked = bn.num_batches_tracked
         factor = 0.0 if tracked is None else 1.0 / tracked.to(bn.running_mean.dtype)
-    for running, new in ((bn.running_mean, mean), (bn.running_var, unbiased)):
-        moved = running + factor * (new.to(running.dtype) - running)
-        running.copy_(torch.where(seen, moved, running))
+    rate = factor * seen.to(bn.running_mean.dtype)
+    bn.running_mean.lerp_(mean.to(rate.dtype), rate)
+    bn.running_var.lerp_(unbiased.to(rate.dtype), rate)
+
+
+def _unit(bn: _NormBase, var: Tensor, count: Tensor | None) -> Tensor:
+    """What divides by the standard deviation, [C].
+
+    `count` [C] is given where mean and var come from the batch. A single entry is its own mean: it
+    normalises to exactly zero and takes no gradient, which zero says without the rounding error
+    that 1/sqrt(eps) would blow up.
+    """
+    unit = (var + bn.eps).rsqrt()
+    return unit if count is None else unit.masked_fill(count <= 1, 0)
 
 
 def _scale_and_shift(
     bn: _NormBase, mean: Tensor, var: Tensor, count: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """[C] each, such that x * scale + shift is x normalised; differentiable in everything.
-
-    `count` [C] is given where mean and var come from the batch. A single entry is its own mean: it
-    normalises to exactly zero and takes no gradient, which a scale of zero says without the
-    rounding error that 1/sqrt(eps) would blow up.
-    """
-    scale = (var + bn.eps).rsqrt()
-    if count is not None:
-        scale = torch.where(count > 1, scale, torch.zeros_like(scale))
+    """[C] each, such that x * scale + shift is x normalised; differentiable in everything."""
+    scale = _unit(bn, var, count)
     if bn.weight is not None:
         scale = scale * bn.weight
     shift = -mean * scale
@@ -145,11 +149,13 @@ class MaskedBatchNorm(nn.Module):
         return mean, centred.square().sum(1) / divisor, count
 
 
-class _Statistics(torch.autograd.Function):
-    """(x itself, mean, var, count): whoever reads x through this leaves its gradient here.
+class _Affine(torch.autograd.Function):
+    """(x itself, scale, shift, mean, var, count): whoever reads x through this leaves its gradient
+    here.
 
     The gradient of the statistics is then added to it in one pass, where two separate gradients
-    of x would take a tensor more and another pass to add.
+    of x would take a tensor more and another pass to add. Scale and shift are made here too, as a
+    node of autograd for each of their operations takes longer than the operations.
     """
 
     @staticmethod
@@ -158,35 +164,48 @@ class _Statistics(torch.autograd.Function):
         x: Tensor,
         index: Tensor | None,
         rowptr: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
         size: Sequence[int],
         relu: bool,
         over: str,
+        bn: _NormBase,
         ops: Any,
         again: Any,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         mean, var, count = ops.batch_stats(x, index, rowptr, size, relu, over)
+        unit = _unit(bn, var, count)
+        scale = unit.clone() if weight is None else unit * weight
+        shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
         ctx.again = None if again is None else again.hold()
-        ctx.save_for_backward(x if again is None else None, index, rowptr, mean, count)
-        ctx.mark_non_differentiable(count)
+        kept = x if again is None else None
+        ctx.save_for_backward(kept, index, rowptr, weight, bias, mean, count, unit)
+        ctx.mark_non_differentiable(mean, var, count)
         ctx.set_materialize_grads(False)
         ctx.size, ctx.relu, ctx.ops = size, relu, ops
-        return x.view_as(x), mean, var, count
+        return x.view_as(x), scale, shift, mean, var, count
 
     @staticmethod
     @first_derivative_only
     def backward(
-        ctx: Any, dx: Tensor | None, dmean: Tensor | None, dvar: Tensor | None, _: Tensor | None
+        ctx: Any, dx: Tensor | None, dscale: Tensor | None, dshift: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        x, index, rowptr, mean, count = ctx.saved_tensors
+        x, index, rowptr, weight, bias, mean, count, unit = ctx.saved_tensors
         if ctx.again is not None:
             x = ctx.again.take()
-        if dmean is not None or dvar is not None:
-            zero = torch.zeros_like(mean)
-            dmean, dvar = zero if dmean is None else dmean, zero if dvar is None else dvar
-            dx = ctx.ops.batch_stats_backward(
-                dx, dmean, dvar, x, index, rowptr, mean, count, ctx.size, ctx.relu
-            )
-        return dx, None, None, None, None, None, None, None
+        if dscale is None and dshift is None:
+            return (dx, *(None,) * 10)
+        zero = torch.zeros_like(mean)
+        dshift = zero if dshift is None else dshift
+        # shift = bias - mean * scale and scale = weight * unit
+        whole = torch.addcmul(zero if dscale is None else dscale, mean, dshift, value=-1)
+        dunit, scale = (whole, unit) if weight is None else (whole * weight, unit * weight)
+        dmean, dvar = -scale * dshift, -0.5 * dunit * unit**3
+        dx = ctx.ops.batch_stats_backward(
+            dx, dmean, dvar, x, index, rowptr, mean, count, ctx.size, ctx.relu
+        )
+        dweight, dbias = None if weight is None else whole * unit, None if bias is None else dshift
+        return (dx, None, None, dweight, dbias, *(None,) * 6)
 
 
 class PackedBatchNorm(nn.Module):
@@ -227,9 +246,21 @@ class PackedBatchNorm(nn.Module):
             rows = x.shape[0] * size[1] * size[2] if rowptr is None else rowptr.shape[0] - 1
             _check_positions(self.bn, rows)
             ops = getattr(torch.ops, self.namespace)
-            x, mean, var, count = _Statistics.apply(  # type: ignore[no-untyped-call]
-                x, index, rowptr, size, relu, self.over, ops, again
+            bn = self.bn
+            arguments = (
+                x,
+                index,
+                rowptr,
+                bn.weight,
+                bn.bias,
+                size,
+                relu,
+                self.over,
+                bn,
+                ops,
+                again,
             )
-            _update_running(self.bn, mean, var, count)
-            return x, *_scale_and_shift(self.bn, mean, var, count)
+            x, scale, shift, *found = _Affine.apply(*arguments)  # type: ignore[no-untyped-call]
+            _update_running(bn, *found)
+            return x, scale, shift
         return x, *running_affine(self.bn)

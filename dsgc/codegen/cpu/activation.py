@@ -275,19 +275,24 @@ def batch_stats(
     values, chosen = _as_stored(libraries, x, index, rowptr)
     block = values.shape[1]
     blocks = ceil_div(channels, block)
-    active = torch.bincount(chosen.ids, minlength=blocks).to(torch.float32)
-    stored = active.repeat_interleave(block).view(blocks, block)
-    count = stored if over == "active" else torch.full_like(stored, float(chosen.positions))
+    if index is None:
+        stored = torch.full((blocks, 1), float(chosen.positions), dtype=torch.float32)
+    else:
+        stored = torch.bincount(chosen.ids, minlength=blocks).to(torch.float32).view(blocks, 1)
+    everything = index is not None and over != "active"
+    count = torch.full_like(stored, float(chosen.positions)) if everything else stored
     safe = count.clamp(min=1.0)
-    zero = torch.zeros_like(safe)
+    zero = torch.zeros((blocks, block), dtype=torch.float32)
     mean = channel_totals(libraries, values, chosen.ids, zero, low)[0] / safe
     first, second = channel_totals(libraries, values, chosen.ids, mean, low)
-    # Entries that are not stored are zeros: each lies -mean away from the mean.
-    missing = count - stored
-    offset = (first - missing * mean) / safe
-    var = (second + missing * mean * mean) / safe - offset * offset
-    flat = (mean, var.clamp(min=0.0), count)
-    mean, var, count = (value.reshape(-1)[:channels].clone() for value in flat)
+    if everything:
+        # Entries that are not stored are zeros: each lies -mean away from the mean.
+        missing = (count - stored) * mean
+        first, second = first - missing, torch.addcmul(second, missing, mean)
+    offset = first / safe
+    var = torch.addcmul(second / safe, offset, offset, value=-1).clamp_(min=0.0)
+    flat = (mean, var, count.expand_as(mean).contiguous())
+    mean, var, count = (standalone(value.view(-1)[:channels]) for value in flat)
     return mean, var, count
 
 
@@ -308,9 +313,10 @@ def batch_stats_backward(
     check_float32(x)
     values, chosen = _as_stored(libraries, x, index, rowptr)
     block = values.shape[1]
-    inverse = torch.where(count > 0, 1.0 / count, torch.zeros_like(count))
-    factor = 2.0 * dvar * inverse
-    offset = dmean * inverse - factor * mean
+    # Channels without entries have no values for a gradient to reach.
+    entries = count.clamp(min=1.0)
+    factor = 2.0 * dvar / entries
+    offset = torch.addcmul(dmean / entries, factor, mean, value=-1)
     out = libraries.empty(*values.shape)
     base = out.zero_() if grad is None else _stored_values(grad, index)
     libraries(families.blocked(block), f"channel_affine_{block}")(
