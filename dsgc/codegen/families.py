@@ -140,6 +140,18 @@ def convolution(bi: int, bo: int) -> Family:
     return Family(f"convolution_{bi}_{bo}", functions)
 
 
+def convolution_in_place(bi: int, bo: int) -> Family:
+    """Packed input of blocks of ``bi`` into output blocks of ``bo``, by weights as they are."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import convolution
+
+        how = (target.held(bo), target.moves_together)
+        return [convolution.packed_convolution(bi, bo, *how, in_place=True)]
+
+    return Family(f"convolution_in_place_{bi}_{bo}", functions)
+
+
 def dense(bo: int) -> Family:
     """Dense input into output blocks of ``bo``."""
 
@@ -154,6 +166,17 @@ def dense(bo: int) -> Family:
         ]
 
     return Family(f"dense_{bo}", functions)
+
+
+def dense_in_place(bo: int) -> Family:
+    """Dense input into output blocks of ``bo``, by weights as they are."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import dense_source
+
+        return [dense_source.dense_convolution(bo, target.members, in_place=True)]
+
+    return Family(f"dense_in_place_{bo}", functions)
 
 
 def linear(bo: int) -> Family:

@@ -34,7 +34,7 @@ def ordered(order: str, *shape: int) -> Tensor:
 
 @pytest.mark.parametrize("order", ["contiguous", "channels-last", "misaligned", "gaps"])
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("side", [3, 24])  # blocks of weights are visited once, or many times
+@pytest.mark.parametrize("side", [3, 40])  # blocks of weights are visited once, or many times
 @pytest.mark.parametrize(
     ("channels", "outputs", "bi", "bo"),
     [

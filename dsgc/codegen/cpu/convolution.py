@@ -22,7 +22,7 @@ from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.cpu.linear import is_few_rows, row_products
 from dsgc.codegen.cpu.neuron import neuron_convolution
 from dsgc.codegen.cpu.schedules import CHUNK, Layer, Schedule, each_schedule
-from dsgc.codegen.cpu.weights import blocked_weight, padded_inputs
+from dsgc.codegen.cpu.weights import blocked_weight, in_place, padded_inputs
 from dsgc.codegen.tiles import DENSE_BLOCK
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.spec import Activation
@@ -72,9 +72,14 @@ def packed_convolution(
     bi, bo, target = layer.bi, layer.bo, layer.target
     blocks, area = ceil_div(layer.outputs, bo), layer.geometry.target_area
     visits = target.ids.shape[0] / max(1, blocks * CHUNK)
-    blocked = blocked_weight(libraries, weight, bi, bo, visits=visits)
     first = blocks_of(bias, layer.outputs, bo)
-    kernel = libraries(families.convolution(bi, bo), f"packed_convolution_{bi}_{bo}")
+    name = f"packed_convolution_{bi}_{bo}"
+    blocked = in_place(weight, bi, bo, visits)
+    if blocked is not None:
+        kernel = libraries(families.convolution_in_place(bi, bo), f"{name}_in_place")
+    else:
+        blocked = blocked_weight(libraries, weight, bi, bo, visits=visits)
+        kernel = libraries(families.convolution(bi, bo), name)
     read = marked_blocks(libraries, layer.source, ceil_div(layer.inputs, bi)), layer.source.rowptr
 
     def run(schedule: Schedule) -> Tensor:
@@ -146,17 +151,19 @@ def _dense_convolution(
     block: int,
 ) -> Tensor:
     rows = padded_source(libraries, source)
-    blocks = ceil_div(weight.shape[0], block)
-    lists = by_block(libraries, target, blocks, geometry.target_area, dense_tile(rows.shape[1]))
-    padded = padded_inputs(weight, rows.shape[1])
+    outputs, (area, width) = weight.shape[0], (geometry.target_area, rows.shape[1])
+    lists = by_block(libraries, target, ceil_div(outputs, block), area, dense_tile(width))
+    tiles = ceil_div(target.positions, dense_tile(width))
+    name = f"dense_convolution_{block}"
+    stored = in_place(weight, DENSE_BLOCK, block, tiles) if width == weight.shape[1] else None
+    if stored is not None:
+        kernel = libraries(families.dense_in_place(block), f"{name}_in_place")
+        blocked = stored.permute(0, 1, 2, 4, 3).flatten(2, 3)
+    else:
+        kernel = libraries(families.dense(block), name)
+        padded = padded_inputs(weight, width)
+        blocked = blocked_weight(libraries, padded, DENSE_BLOCK, block).flatten(2, 3)
     out = libraries.empty(target.ids.shape[0], block)
-    libraries(families.dense(block), f"dense_convolution_{block}")(
-        rows,
-        blocked_weight(libraries, padded, DENSE_BLOCK, block).flatten(2, 3),
-        blocks_of(bias, weight.shape[0], block),
-        *lists,
-        out,
-        geometry.table(),
-        geometry.source_area,
-    )
+    first = blocks_of(bias, outputs, block)
+    kernel(rows, blocked, first, *lists, out, geometry.table(), geometry.source_area)
     return out

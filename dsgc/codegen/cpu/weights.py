@@ -11,10 +11,10 @@ from dsgc.codegen import families
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.ops.layout import ceil_div
 
-__all__ = ["blocked_weight", "filled_gradient", "padded_inputs", "plain_weight"]
+__all__ = ["blocked_weight", "filled_gradient", "in_place", "padded_inputs", "plain_weight"]
 
 
-_FEW_VISITS = 2.0
+_FEW_VISITS = 4.0
 
 
 def _is_in_order(weight: Tensor, bi: int, bo: int) -> bool:
@@ -31,6 +31,16 @@ def _stored(weight: Tensor, bi: int, bo: int) -> Tensor:
     (outputs, inputs), taps = weight.shape[:2], prod(weight.shape[2:])
     flat = weight.detach().permute(0, 2, 3, 1).view(-1)
     return flat.view(outputs // bo, bo, taps, inputs // bi, bi)
+
+
+def in_place(weight: Tensor, bi: int, bo: int, visits: float) -> Tensor | None:
+    """``weight`` [K, C, R, S] for a kernel that turns the vectors of inputs of a block itself, each
+    time it meets one, ``visits`` times: [K / bo, R * S, C / bi, bo, bi], the same memory. None if
+    it is not stored so, or laying it out once costs less.
+    """
+    if visits > _FEW_VISITS or bi == 1 or not _is_in_order(weight, bi, bo):
+        return None
+    return _stored(weight, bi, bo).permute(0, 2, 3, 1, 4)
 
 
 def blocked_weight(

@@ -23,14 +23,18 @@ from dsgc.codegen.kernels.prefetch import fetch
 from dsgc.codegen.tiles import gradient_block
 
 
-def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
+def packed_convolution(
+    bi: int, bo: int, held: int, by_vectors: bool, in_place: bool = False
+) -> Any:
     """``y[slot] = bias + sum over taps and selected input blocks``, for target blocks of ``bo``.
 
     ``held`` rows of a block of weights are kept in registers at a time; pairs are sorted by
-    vectors where the target can.
+    vectors where the target can. ``in_place`` takes the weights of a block as vectors of inputs,
+    as channels-last weights have them, and turns them when it meets them.
     """
-    name = f"packed_convolution_{bi}_{bo}"
+    name = f"packed_convolution_{bi}_{bo}{'_in_place' if in_place else ''}"
     rows = min(held, bi)
+    stored = (bo, bi) if in_place else (bi, bo)
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -69,7 +73,7 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
         rowptr = T.match_buffer(rowptr_h, (source_rows,), "int32", align=4)
         w = T.match_buffer(
             w_h,
-            (blocks_out, taps, blocks_in, T.int64(bi), T.int64(bo)),
+            (blocks_out, taps, blocks_in, T.int64(stored[0]), T.int64(stored[1])),
             "float32",
             strides=[s0, s1, s2, s3, T.int64(1)],
             align=4,
@@ -107,16 +111,30 @@ def packed_convolution(bi: int, bo: int, held: int, by_vectors: bool) -> Any:
                             for j in T.unroll(AHEAD):
                                 following: T.let = T.cast(source[(c + 1) * span + j], "int64")
                                 T.evaluate(fetch(T.address_of(x[following, 0])))
-                        for part in T.serial(bi // rows):
+                        bucket: T.let = T.cast(end[c], "int64") - c * span
+                        for part in T.serial(T.if_then_else(bucket > 0, bi // rows, 0)):
                             kept = T.alloc_buffer((rows, bo), "float32")
-                            for s in T.unroll(rows):
-                                for v in T.vectorized(bo):
-                                    kept[s, v] = w[n, tap, c, part * rows + s, v]
-                                row: T.let = (part + 1) * rows + s
-                                T.evaluate(
-                                    fetch(T.address_of(w[n, tap, c + row // bi, row % bi, 0]))
-                                )
-                            for i in T.serial(T.cast(end[c], "int64") - c * span):
+                            if in_place:
+                                turned = T.alloc_buffer((bo, rows), "float32")
+                                for v in T.unroll(bo):
+                                    for s in T.vectorized(rows):
+                                        turned[v, s] = w[n, tap, c, v, part * rows + s]
+                                    # Of the block that comes next.
+                                    T.evaluate(
+                                        fetch(T.address_of(w[n, tap, c, v, (part + 1) * rows]))
+                                    )
+                                for s in T.unroll(rows):
+                                    for v in T.vectorized(bo):
+                                        kept[s, v] = turned[v, s]
+                            else:
+                                for s in T.unroll(rows):
+                                    for v in T.vectorized(bo):
+                                        kept[s, v] = w[n, tap, c, part * rows + s, v]
+                                    row: T.let = (part + 1) * rows + s
+                                    T.evaluate(
+                                        fetch(T.address_of(w[n, tap, c + row // bi, row % bi, 0]))
+                                    )
+                            for i in T.serial(bucket):
                                 q: T.let = T.cast(source[c * span + i], "int64")
                                 out: T.let = T.cast(member[c * span + i], "int64")
                                 if by_vectors:

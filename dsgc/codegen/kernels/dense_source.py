@@ -20,11 +20,15 @@ CHUNK = 96
 LOW_HALF = 0xFFFFFFFF  # a pair is one int64: the output slot above, the input row below
 
 
-def dense_convolution(bo: int, members: int) -> Any:
+def dense_convolution(bo: int, members: int, in_place: bool = False) -> Any:
     """``y[slot] = bias + sum over taps and all channels``; ``members`` positions share every weight
     vector they load.
+
+    ``in_place`` takes weights whose inputs lie side by side, as in channels-last ones: a task turns
+    those of its output block first, and then finds them in the second-level cache.
     """
-    name = f"dense_convolution_{bo}"
+    name = f"dense_convolution_{bo}{'_in_place' if in_place else ''}"
+    lanes = DENSE_BLOCK
 
     @T.prim_func(s_tir=True)
     def kernel(
@@ -47,9 +51,19 @@ def dense_convolution(bo: int, members: int) -> Any:
         pixels = T.int64()
         starts = T.int64()
         slots = T.int64()
+        s0 = T.int64()
+        s1 = T.int64()
+        s3 = T.int64()
         table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
         x = T.match_buffer(x_h, (rows, channels), "float32", align=4)
-        w = T.match_buffer(w_h, (blocks_out, taps, channels, bo), "float32", align=4)
+        w = T.match_buffer(
+            w_h,
+            (blocks_out, taps, channels, T.int64(bo)),
+            "float32",
+            strides=[s0, s1, T.int64(1), s3] if in_place else None,
+            align=4,
+            offset_factor=1,
+        )
         bias = T.match_buffer(bias_h, (blocks_out, bo), "float32", align=4)
         start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
@@ -60,6 +74,19 @@ def dense_convolution(bo: int, members: int) -> Any:
             n: T.let = task % blocks_out
             first: T.let = T.cast(start[task], "int64")
             last: T.let = T.cast(start[task + 1], "int64")
+            own = T.alloc_buffer((taps, channels, bo) if in_place else (1, 1, bo), "float32")
+            if in_place:
+                for i in T.serial(T.if_then_else(first < last, taps * (channels // lanes), 0)):
+                    tap: T.let = i // (channels // lanes)
+                    k0: T.let = i % (channels // lanes) * lanes
+                    turned = T.alloc_buffer((bo, lanes), "float32")
+                    for v in T.unroll(bo):
+                        for s in T.vectorized(lanes):
+                            turned[v, s] = w[n, tap, k0 + s, v]
+                        T.evaluate(fetch(T.address_of(w[n, tap, k0 + lanes, v])))
+                    for s in T.unroll(lanes):
+                        for v in T.vectorized(bo):
+                            own[tap, k0 + s, v] = turned[v, s]
             for group in T.serial((last - first + (members - 1)) // members):
                 row = T.alloc_buffer((members,), "int64")
                 acc = T.alloc_buffer((members, bo), "float32")
@@ -78,7 +105,10 @@ def dense_convolution(bo: int, members: int) -> Any:
                     for k in T.serial(channels):
                         for u in T.unroll(members):
                             for v in T.vectorized(bo):
-                                acc[u, v] = acc[u, v] + x[row[u], k] * w[n, tap, k, v]
+                                if in_place:
+                                    acc[u, v] = acc[u, v] + x[row[u], k] * own[tap, k, v]
+                                else:
+                                    acc[u, v] = acc[u, v] + x[row[u], k] * w[n, tap, k, v]
                 for u in T.unroll(members):
                     out: T.let = T.cast(slot[T.min(first + group * members + u, last - 1)], "int64")
                     for v in T.vectorized(bo):
