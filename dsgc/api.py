@@ -40,7 +40,9 @@ def compile(
 
     Raises:
         ConfigError: a setting has an impossible value.
-        UnknownLayerError: a rule matches no layer, or only layers that cannot be sparse.
+        UnknownLayerError: a rule matches no layer, or only layers inside modules of torch whose
+            code dsgc does not enter. A layer that turns out to be impossible at the first call
+            (grouped, parametrized) stays dense, with a warning if a rule asked for it.
         UnsupportedError: a parameter has no shape yet, or a tensor of the model cannot be copied.
         NothingToSparsifyError: no layer is worth it (now, or at the first call).
     """
@@ -86,7 +88,7 @@ def settled(
 def release_memory() -> int:
     """Give memory that packed kernels keep for their next results back to the system.
 
-    Between steps dsgc holds at most a quarter more than the most that was in use at once, because
+    Between steps dsgc holds at most half as much again as was in use at once, because
     taking memory anew costs more than most kernels. Worth calling after an unusually large batch.
 
     Returns:

@@ -161,7 +161,9 @@ def load_checkpoint(sparse: Any, place: Path) -> None:
     try:
         state = torch.load(place, map_location="cpu", weights_only=True)
         sparse.load_state_dict(state.get("model", state))
-    except (RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError, AttributeError, TypeError, EOFError, pickle.UnpicklingError
+    ) as error:  # fmt: skip
         raise ConfigError(f"{place} does not fit the model: {error}", "checkpoint") from error
 
 
@@ -204,7 +206,7 @@ def _array(place: Path) -> Any:
 
     try:
         return np.load(place, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise InputError(f"{place} is not an .npy file of numbers") from error
 
 

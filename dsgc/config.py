@@ -247,7 +247,7 @@ class SparsityConfig:
         schedule: how sparsity grows from 0 over `warmup_steps`; "cubic" is Zhu & Gupta 2017
             (arXiv 1710.01878). The dense model runs until sparsity is 40 %, or half of what it is
             going to be, because below that leaving neurons out is no faster.
-        warmup_steps: training steps until the full sparsity is reached.
+        warmup_steps: training steps until the full sparsity is reached; 0 if it does not grow.
         seed: of everything random; the same seed gives the same selections.
 
     Raises:
@@ -279,6 +279,9 @@ class SparsityConfig:
         _check_count("refresh", self.refresh, 1)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_count("warmup_steps", self.warmup_steps, 0 if self.schedule == "constant" else 1)
+        if self.schedule == "constant" and self.warmup_steps:
+            text = "0 unless sparsity grows: set schedule to 'linear' or 'cubic'"
+            raise _bad("warmup_steps", self.warmup_steps, text)
         if not _is_count(self.seed, 0) or self.seed > _MAX_SEED:
             raise _bad("seed", self.seed, "a whole number from 0 to 2**63 - 1")
 

@@ -301,6 +301,7 @@ class Engine:
     def _decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Choose the layers of the whole model and make their selectors."""
         programs = self.look(args, kwargs)
+        self._report_idle_rules()
         if not any(d.sparse for d in self.decisions.values()):
             self._report_nothing_sparse()
         self.settle(programs)
@@ -340,6 +341,14 @@ class Engine:
                 if decision.sparse:
                     program.context.make_selector(decision)
         self.bank.settle(self.model)
+
+    def _report_idle_rules(self) -> None:
+        """Warn about rules that ask for sparsity where none of the layers named can have it."""
+        for rule in self.config.rule_list:
+            named = [d for d in self.decisions.values() if rule.matches(d.name)]
+            if rule.sparsity is not None and not any(d.sparse for d in named):
+                reasons = ", ".join(f"{d.site!r}: {d.reason}" for d in named)
+                warn_user(f"rule {rule.text!r} makes no layer sparse; {reasons}")
 
     def _report_nothing_sparse(self) -> None:
         """A model whose layers are just too small runs dense and says so; else it is an error."""
@@ -385,6 +394,6 @@ def no_sparse_layer(reasons: dict[str, str]) -> str:
     lines = [f"  {site or 'the model'}: {reason}" for site, reason in reasons.items()]
     listed = "\n".join(lines) if lines else "  the model has no convolution and no linear layer"
     return (
-        "No layer was made sparse; a rule with a sparsity of its own makes a layer sparse "
-        f"whatever it costs. Reasons:\n{listed}"
+        "No layer was made sparse; a rule with a sparsity of its own makes a layer that can be "
+        f"sparse, whatever it costs. Reasons:\n{listed}"
     )

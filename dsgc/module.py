@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -16,6 +17,7 @@ from dsgc.config import SparsityConfig
 from dsgc.engine import Engine, Program
 from dsgc.errors import InputError, ShapesUnknownError, TraceError, UnsupportedError
 from dsgc.passes.context import LayerDecision
+from dsgc.passes.patterns import has_hooks
 from dsgc.select import refuse_recomputation
 from dsgc.stand_in import StandIn, Structure
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["SparseModule"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SIMPLE = (int, float, complex, str, bytes, type(None))  # what holds no tensor
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -105,7 +108,13 @@ class SparseModule(StandIn):
         """
         if not self._decisions:
             raise ShapesUnknownError(_unknown("which layers are sparse is decided"))
-        return dict(self._decisions)
+        return {site: self._present(decision) for site, decision in self._decisions.items()}
+
+    def _present(self, decision: LayerDecision) -> LayerDecision:
+        """A decision, or that of a layer that is dense while it has hooks."""
+        if decision.sparse and has_hooks(self._dense[0].get_submodule(decision.name)):
+            return replace(decision, sparse=False, reason="it has hooks")
+        return decision
 
     @property
     def untraced(self) -> Mapping[str, str]:
@@ -265,6 +274,14 @@ class SparseModule(StandIn):
                 checkpointing).
             NothingToSparsifyError: no layer is worth it (first call only).
         """
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+            # Graphs and kernels are dsgc's own: what torch.compile makes breaks around the module.
+            aside: Callable[..., Any] = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
+            return aside(*args, **kwargs)
+        return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, never compiled by torch."""
         self._check(args, kwargs)
         if not self._decisions:
             check_values(self._dense[0])
@@ -289,7 +306,7 @@ class SparseModule(StandIn):
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if not tensors:
+        if not tensors and all(isinstance(leaf, _SIMPLE) for leaf in leaves):
             given = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
             raise InputError(f"the model was called without a tensor (got {given})")
         for i, tensor in enumerate(tensors):

@@ -24,6 +24,7 @@ from dsgc.exporter.link import link_kernels, machine_of, required_features
 from dsgc.exporter.program import View
 from dsgc.files import check_place
 from dsgc.module import SparseModule
+from dsgc.passes.patterns import has_hooks
 from dsgc_runtime.archive import MOST_MANIFEST
 from dsgc_runtime.manifest import FORMAT, MOST_BUFFERS
 
@@ -69,7 +70,7 @@ def export(
         raise ConfigError(str(error), "target") from error
     if not isinstance(named, (CpuTarget, type(None))):
         raise ConfigError(f"target must be a name or a CpuTarget, not {named!r}", "target")
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = checked_inputs(example_inputs)
     cpu = named or host_target()
     with module.in_eval_mode():
         graphs, namespace = graphs_of(module, inputs)
@@ -112,12 +113,35 @@ def checked(sparse: nn.Module, path: str | Path) -> tuple[SparseModule, Path]:
     return sparse, place
 
 
+def checked_inputs(example_inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The positional inputs of a model that is exported.
+
+    Raises:
+        ConfigError: they are no tensors, or none.
+    """
+    given: Any = example_inputs
+    inputs = (given,) if isinstance(given, Tensor) else given
+    usable = isinstance(inputs, (tuple, list)) and len(inputs) > 0
+    if not usable or not all(isinstance(one, Tensor) and one.dim() > 0 for one in inputs):
+        names = [type(one).__name__ for one in inputs] if usable else [type(given).__name__]
+        raise ConfigError(
+            "example_inputs must be a tensor [N, ...] or a tuple of such, not of "
+            f"{', '.join(names)}: an exported model takes tensors only",
+            "example_inputs",
+        )
+    return tuple(inputs)
+
+
 def graphs_of(sparse: SparseModule, inputs: tuple[Any, ...]) -> tuple[Graphs, str | None]:
     """The graphs for these inputs, after a call that chose kernels for them, and whose they are.
 
     Raises:
-        ExportError: there is no single graph.
+        ExportError: there is no single graph, or hooks run around it.
     """
+    if has_hooks(sparse):
+        raise ExportError(
+            "the model has hooks, which run around its graph and would be lost: remove them first"
+        )
     with torch.no_grad():
         sparse(*inputs)
     if "" in sparse.untraced:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -25,24 +24,32 @@ from dsgc.exporter.program import Program, View
 from dsgc.exporter.recognise import (
     CONCATENATIONS,
     affine_of,
+    changes_nothing,
     is_fleeting,
     joined_along_channels,
     own_operator,
     softmax_dimension,
 )
+from dsgc.exporter.run_example import run_example
 from dsgc.exporter.values import Chosen, Packed, Rows, Source
 from dsgc.exporter.writer import Writer
-from dsgc.ops.layout import in_order_of
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.geometry import conv_padding
-from dsgc.passes.patterns import Pool, batch_norm, elementwise, is_flatten, module_of, pool
+from dsgc.passes.patterns import (
+    Pool,
+    batch_norm,
+    elementwise,
+    has_hooks,
+    is_flatten,
+    module_of,
+    pool,
+)
 from dsgc.select import PackedSelection
 from dsgc.tracing.blame import user_line
 
 __all__ = ["Emitted", "emit"]
 
-_SAME_METHODS = {"contiguous", "clone", "detach"}
 _ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
@@ -79,20 +86,6 @@ def emit(
     return _Emitter(graph, inputs, target, layers).run()
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the graph on the example and keeps what every node made."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.made: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        found = self.made[n] = super().run_node(n)
-        if isinstance(found, Tensor):
-            n.meta["shape"] = tuple(found.shape)
-        return found
-
-
 class _Emitter:
     def __init__(
         self,
@@ -104,10 +97,7 @@ class _Emitter:
         self.graph = graph
         self.writer = Writer(target, int(inputs[0].shape[0]))
         self.result = Emitted(self.writer.program)
-        recorder = _Recorder(graph)
-        with torch.no_grad():
-            recorder.run(*inputs)
-        self.made = recorder.made
+        self.made = run_example(graph, inputs)
         self.batch = inputs[0].shape[0]
         self.values: dict[fx.Node, Any] = {}
         self.layers = sorted((name for name in layers if name), key=len, reverse=True)
@@ -154,6 +144,8 @@ class _Emitter:
             if module is not None
             else getattr(node.target, "__name__", str(node.target))
         )
+        if module is not None and has_hooks(module):
+            what += " with hooks"
         line = user_line(node)
         where = f" ({line})" if line else ""
         return unsupported(
@@ -303,7 +295,7 @@ class _Emitter:
 
     def module_rule(self, node: fx.Node) -> Callable[[], Any] | None:
         module = module_of(node)
-        if module is None:
+        if module is None or has_hooks(module):
             return None
         x = self.value(node.args[0]) if node.args else None
         if isinstance(x, Packed):
@@ -317,7 +309,7 @@ class _Emitter:
             return self.convolution_rule(node, module, x)
         if isinstance(module, nn.Linear) and x.matrix:
             return lambda: dense_rules.linear(self.writer, x, module.weight, module.bias)
-        if isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity)):
+        if changes_nothing(node):
             return lambda: x
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return lambda: dense_rules.adaptive_average(self.writer, x, self.pixels(node))
@@ -382,9 +374,7 @@ class _Emitter:
             if isinstance(other, Rows) and other.size == x.size:
                 return lambda: dense_rules.add(self.writer, x, other)
             return None
-        if node.op == "call_method" and node.target in _SAME_METHODS:
-            return lambda: x
-        if node.target in (F.dropout, in_order_of):
+        if changes_nothing(node):
             return lambda: x
         if node.op == "call_method" and node.target in ("size", "dim"):
             return lambda: self.made[node]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsgc.errors import ConfigError, ExportError, MissingPackageError
-from dsgc.exporter.artifact import checked, graphs_of
+from dsgc.errors import ExportError, MissingPackageError
+from dsgc.exporter.artifact import checked, checked_inputs, graphs_of
 from dsgc.exporter.onnx_form import DOMAIN, VERSION, onnx_form
 
 __all__ = ["export_onnx"]
@@ -49,9 +49,7 @@ def export_onnx(
         OSError: the file cannot be written.
     """
     module, place = checked(sparse, path)
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not inputs or not all(isinstance(one, Tensor) for one in inputs):
-        raise ConfigError("example_inputs must be tensors", "example_inputs")
+    inputs = checked_inputs(example_inputs)
     functions = _functions()
     with module.in_eval_mode(), torch.no_grad():
         graphs, _ = graphs_of(module, inputs)

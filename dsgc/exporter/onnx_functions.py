@@ -48,14 +48,16 @@ def BlockScores(estimate: FLOAT, block: int) -> FLOAT:  # noqa: N802
     """[N, blocks * block, H, W] -> [N, blocks, H, W]: positive parts added up."""
     shape = op.Shape(estimate)
     size = op.Constant(value_int=block)
+    lanes = op.Unsqueeze(size, op.Constant(value_ints=[0]))
+    channels = op.Slice(shape, op.Constant(value_ints=[1]), op.Constant(value_ints=[2]))
     parted = op.Concat(
         op.Slice(shape, op.Constant(value_ints=[0]), op.Constant(value_ints=[1])),
-        op.Constant(value_ints=[-1]),
-        op.Unsqueeze(size, op.Constant(value_ints=[0])),
+        op.Div(channels, lanes),
+        lanes,
         op.Slice(shape, op.Constant(value_ints=[2]), op.Constant(value_ints=[4])),
         axis=0,
     )
-    blocks = op.Reshape(op.Relu(estimate), parted)
+    blocks = op.Reshape(op.Relu(estimate), parted, allowzero=1)
     return op.ReduceSum(blocks, op.Constant(value_ints=[2]), keepdims=0)
 
 
@@ -80,15 +82,16 @@ def MaskBlocks(y: FLOAT, mask: BOOL, block: int) -> FLOAT:  # noqa: N802
     lanes = op.Expand(
         op.Unsqueeze(mask, op.Constant(value_ints=[2])), op.Concat(ones, size, ones, axis=0)
     )
+    blocks = op.Slice(op.Shape(mask), op.Constant(value_ints=[1]), op.Constant(value_ints=[2]))
     wide = op.Concat(
         op.Slice(shape, op.Constant(value_ints=[0]), op.Constant(value_ints=[1])),
-        op.Constant(value_ints=[-1]),
+        op.Mul(blocks, size),
         op.Slice(shape, op.Constant(value_ints=[2]), op.Constant(value_ints=[4])),
         axis=0,
     )
     channels = op.Slice(shape, op.Constant(value_ints=[1]), op.Constant(value_ints=[2]))
     kept = op.Slice(
-        op.Reshape(lanes, wide),
+        op.Reshape(lanes, wide, allowzero=1),
         op.Constant(value_ints=[0]),
         channels,
         op.Constant(value_ints=[1]),

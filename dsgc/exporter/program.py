@@ -126,7 +126,8 @@ class Program:
 
     def constant(self, tensor: Tensor, name: str) -> View:
         """A tensor that is kept in the artifact; an equal one of that name is kept once."""
-        stored = tensor.detach().contiguous()
+        # A copy: constants that share memory cannot be stored.
+        stored = tensor.detach().clone(memory_format=torch.contiguous_format)
         count, unique = 0, name
         while unique in self.constants:
             known = self.constants[unique]

@@ -11,14 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsgc.exporter.errors import unsupported
+from dsgc.ops.layout import in_order_of
 from dsgc.ops.normalization import PackedBatchNorm, running_affine
 from dsgc.ops.spec import ACTS
-from dsgc.passes.patterns import batch_norm, elementwise, module_of, shape_of
+from dsgc.passes.patterns import (
+    batch_norm,
+    elementwise,
+    module_of,
+    shape_of,
+    signature_arguments,
+)
+from dsgc.tracing.mode_dropout import ModeDropout
 
 __all__ = [
     "CONCATENATIONS",
     "affine_of",
     "averages_pixels",
+    "changes_nothing",
     "channel_padding",
     "is_fleeting",
     "joined_along_channels",
@@ -29,6 +38,7 @@ __all__ = [
 
 CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
 _SOFTMAXES: tuple[Any, ...] = (F.softmax, torch.softmax, "softmax")
+_SAME_METHODS = ("contiguous", "clone", "detach")
 _MEANS: tuple[Any, ...] = (torch.mean, "mean")
 _OUR_NAMESPACES = ("dsgc", "dsgc_cpu")
 
@@ -76,9 +86,27 @@ def is_fleeting(node: fx.Node) -> bool:
         elif batch_norm(reader) is not None:
             return len(reader.users) == 1
         elif elementwise(reader) == "relu":
-            return True
+            # A norm behind it is applied together with it, other readers take it alone.
+            return len(reader.users) == 1 or not any(map(_is_norm, reader.users))
     acts = [[a for a in n.args if isinstance(a, str) and a in ACTS] for n in readers]
     return all(acts) and len({name for named in acts for name in named}) == 1
+
+
+def _is_norm(node: fx.Node) -> bool:
+    return batch_norm(node) is not None or isinstance(module_of(node), PackedBatchNorm)
+
+
+def changes_nothing(node: fx.Node) -> bool:
+    """Whether a node returns its argument in eval mode, at most in another order of memory."""
+    module = module_of(node)
+    if module is not None:
+        return isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity, ModeDropout))
+    if node.op == "call_method":
+        return node.target in _SAME_METHODS
+    if node.target is F.dropout:
+        given = signature_arguments(F.dropout, node)
+        return given["training"] is False or given["p"] == 0
+    return node.target is in_order_of
 
 
 def affine_of(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,8 @@ class Writer:
             self._settled[rows] = replace(rows, closed=True)
         if rows not in self._settled:
             if rows.fleeting:
-                made = replace(rows, act="identity", scale=None, shift=None, closed=True)
+                # Whoever reads the result may apply something again, others not.
+                made = Rows(rows.view, rows.size, rows.matrix, closed=True)
             else:
                 made = self.rows(rows.size, rows.matrix, rows.width)
             scale = (

@@ -194,6 +194,8 @@ def is_identity_pool(node: fx.Node) -> bool:
     functions = (nn.functional.adaptive_avg_pool2d,)
     if type(module) not in kinds and node.target not in functions:
         return False
+    if module is not None and has_hooks(module):
+        return False
     if getattr(module, "return_indices", False):
         return False
     return shape_of(node) == shape_of(node.args[0]) and shape_of(node) is not None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dsgc.errors import InputError
+from dsgc.passes.patterns import HOOKS, has_hooks
 from dsgc.tracing.effects import Undone
 
 __all__ = ["eval_mode", "fake_inputs", "propagate_shapes"]
@@ -24,6 +26,12 @@ class _Recorder(fx.Interpreter):
             n.meta["shape"] = tuple(int(d) for d in result.shape)
             n.meta["dtype"] = result.dtype
         return result
+
+
+def _recorder(gm: fx.GraphModule) -> _Recorder:
+    recorder = _Recorder(gm)
+    recorder.extra_traceback = False
+    return recorder
 
 
 @contextmanager
@@ -65,6 +73,24 @@ def _mode_of(inputs: Sequence[torch.Tensor]) -> AbstractContextManager[object]:
 
 
 @contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """Call no hooks: they would see fake tensors, and one call more than there is."""
+    hooked = [
+        (module, name, module.__dict__[name])
+        for module in model.modules()
+        for name in HOOKS
+        if module.__dict__[name]
+    ]
+    try:
+        for module, name, hooks in hooked:
+            module.__dict__[name] = type(hooks)()
+        yield
+    finally:
+        for module, name, hooks in hooked:
+            module.__dict__[name] = hooks
+
+
+@contextmanager
 def _failing_quietly() -> Iterator[None]:
     """Keep torch from logging a traceback for an operator that rejects fake tensors."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
@@ -86,25 +112,25 @@ def propagate_shapes(
     """Write `shape` and `dtype` into `node.meta` for a call with `inputs`; returns the result.
 
     Fake tensors (see `fake_inputs`) cost nothing; a dense leaf whose code depends on data needs
-    real ones, so a second attempt is made with those in `instead`.
+    real ones, so a second attempt is made with those in `instead`. Forward hooks are called only
+    if it cannot be done without.
 
     Raises:
         InputError: the model does not accept inputs of these shapes.
     """
-    recorder = _Recorder(gm)
-    recorder.extra_traceback = False
+    hooked = any(has_hooks(module) for module in model.modules())
+    given = [inputs] if instead is None else [inputs, instead]
+    *attempts, (inputs, _) = product(given, (True, False) if hooked else (False,))
+    attempts.sort(key=lambda attempt: not attempt[1])
     with eval_mode(model):
-        if instead is not None:
-            try:
-                with _failing_quietly(), _mode_of(inputs):
-                    return recorder.run(*inputs)
-            except Exception:  # any code of the user may fail on fake tensors: real ones decide
-                recorder = _Recorder(gm)
-                recorder.extra_traceback = False
-                inputs = instead
+        for tensors, bare in attempts:
+            # Any code of the user may fail on fake tensors, or without its hooks.
+            hooks = _without_hooks(model) if bare else nullcontext()
+            with suppress(Exception), _failing_quietly(), _mode_of(tensors), hooks:
+                return _recorder(gm).run(*tensors)
         try:
             with _mode_of(inputs):
-                return recorder.run(*inputs)
+                return _recorder(gm).run(*inputs)
         except Exception as error:
             shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs)
             raise InputError(

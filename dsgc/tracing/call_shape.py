@@ -103,13 +103,23 @@ def value_key(value: Any) -> tuple[object, ...]:
         parts = (value.func, value.args, tuple(value.keywords.items()))
         return (kind, *map(value_key, parts))
     if dataclasses.is_dataclass(value):
-        fields = (getattr(value, field.name) for field in dataclasses.fields(value))
-        return (kind, *map(value_key, fields))
+        names = [field.name for field in dataclasses.fields(value)]
+        return (kind, *(_field_key(value, name) for name in names))
     raise TraceError(
         f"it is called with a {kind.__module__}.{kind.__qualname__}, which may hold anything, so "
         "that a graph for one cannot be used for the next: pass tensors, numbers, strings, "
         "dataclasses or arrays of numpy"
     )
+
+
+def _field_key(owner: Any, name: str) -> tuple[object, ...]:
+    held = getattr(owner, name)
+    if isinstance(held, torch.Tensor):
+        raise TraceError(
+            f"it is called with a {type(owner).__qualname__} that holds a tensor ({name}), which "
+            "dsgc does not look for there: pass the tensor as an argument, or in a tuple or dict"
+        )
+    return value_key(held)
 
 
 def _parameter_names(

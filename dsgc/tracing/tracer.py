@@ -6,6 +6,7 @@ and says which module did it, so that the module runs by its own code.
 
 from __future__ import annotations
 
+import dataclasses
 import keyword
 import operator
 import threading
@@ -151,7 +152,13 @@ class Recorder(fx.Tracer):
             ]
             args, kwargs = pytree.tree_unflatten(leaves, self.call.spec)
             with self._entered(root):
-                return root_fn(root, *args, **kwargs)
+                result = root_fn(root, *args, **kwargs)
+                kind = _lost_container(result)
+                if kind is not None:
+                    plain = "dict" if issubclass(kind, dict) else "list"
+                    what = f"a {kind.__name__}, which would be a plain {plain} in a graph"
+                    self.blame(root, f"its forward returns {what} {where(root, kind.__name__)}")
+                return result
 
         return fn, [self.root, *proxies]
 
@@ -207,6 +214,20 @@ def unusable_name(target: str) -> str:
         f"a graph cannot have a module or tensor called {wrong[0]!r} ({target}): rename it to make "
         "it part of one"
     )
+
+
+def _lost_container(value: Any) -> type | None:
+    """The class of a dict or list in a result, if torch.fx would make another one of it."""
+    inside: Any = ()
+    if isinstance(value, (dict, list)):
+        if type(value) not in (dict, list):
+            return type(value)
+        inside = value.values() if isinstance(value, dict) else value
+    elif isinstance(value, tuple):
+        inside = value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inside = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return next((kind for one in inside if (kind := _lost_container(one)) is not None), None)
 
 
 _TAKEN = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))

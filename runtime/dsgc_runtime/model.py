@@ -193,6 +193,8 @@ class Model:
 
 
 def _array(value: Any, port: PortInfo) -> NDArray[Any]:
+    if hasattr(value, "resolve_neg"):
+        value = value.resolve_neg()  # DLPack does not know that torch may still have to negate
     try:
         array = value if isinstance(value, np.ndarray) else np.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, AttributeError) as error:
@@ -204,7 +206,7 @@ def _array(value: Any, port: PortInfo) -> NDArray[Any]:
     fits = array.ndim == len(port.shape) and all(
         n is None or n == extent for n, extent in zip(port.shape, array.shape, strict=True)
     )
-    if array.dtype.name != port.dtype or not fits:
+    if array.dtype != np.dtype(port.dtype) or not fits:
         raise InputError(
             f"input {port.name!r} must be {port.dtype} [{wanted}], not {array.dtype} "
             f"{list(array.shape)}"

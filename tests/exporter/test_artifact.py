@@ -7,7 +7,7 @@ import platform
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -166,6 +166,34 @@ def test_what_cannot_be_exported_is_named_with_its_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["features.0", "classifier.0", "features.1", "classifier.2", ""])
+def test_hooks_are_not_lost(name: str, tmp_path: Path) -> None:
+    model = Small()
+    model.get_submodule(name).register_forward_hook(lambda module, inputs, output: 2 * output)
+    sparse = make_sparse(model)
+    with pytest.raises(dsgc.ExportError, match=r"(with|has) hooks"):
+        dsgc.export(sparse, tmp_path / "model.dsgc", torch.randn(2, *IMAGE))
+
+
+class WithDropout(nn.Module):
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.small, self.always = Small(), always
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.small.features(x)
+        x = F.dropout(x, 0.5) if self.always else F.dropout(x, 0.5, self.training)
+        return cast(Tensor, self.small.classifier(x))
+
+
+def test_functional_dropout_is_left_out_only_where_it_does_nothing(tmp_path: Path) -> None:
+    x = torch.randn(2, *IMAGE)
+    sparse = make_sparse(WithDropout(always=False))
+    assert_agrees(sparse, dsgc.export(sparse, tmp_path / "model.dsgc", x), x)
+    with pytest.raises(dsgc.ExportError, match="is a dropout"):
+        dsgc.export(make_sparse(WithDropout(always=True)), tmp_path / "other.dsgc", x)
+
+
 class Functions(nn.Module):
     """Functions of dense and of packed values, concatenation and softmax."""
 
@@ -253,6 +281,15 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path: Path) 
         dsgc.export(sparse, tmp_path / "model.dsgc", x, target=3)  # type: ignore[arg-type]
     with pytest.raises(dsgc.ConfigError, match="not a directory"):
         dsgc.export(sparse, tmp_path / "nowhere" / "model.dsgc", x)
+    bad: list[tuple[Any, str]] = [
+        (({"x": x},), "dict"),
+        (None, "NoneType"),
+        ((x, 3), "Tensor, int"),
+    ]
+    for write in (dsgc.export, dsgc.export_onnx):
+        for inputs, named in bad:
+            with pytest.raises(dsgc.ConfigError, match=f"not of {named}"):
+                write(sparse, tmp_path / "model", inputs)
     reference = dsgc.compile(Small(), sparsity=0.5, backend="reference")
     with pytest.raises(dsgc.ExportError, match='backend="auto"'):
         dsgc.export(reference, tmp_path / "model.dsgc", x)

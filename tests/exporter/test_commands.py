@@ -53,11 +53,13 @@ def test_a_name_that_ends_in_onnx_makes_an_onnx_file(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     torch.save(zoo.build("lenet5").state_dict(), tmp_path / "checkpoint.pt")
-    options = ["--checkpoint", str(tmp_path / "checkpoint.pt"), *SIZES]
-    made = CliRunner().invoke(app, ["export", "vgg8", str(tmp_path / "m.dsgc"), *options])
-    assert made.exit_code == 2
-    assert "does not fit the model" in made.stderr
-    assert not (tmp_path / "m.dsgc").exists()
+    (tmp_path / "empty.pt").touch()
+    for name in ("checkpoint.pt", "empty.pt"):
+        options = ["--checkpoint", str(tmp_path / name), *SIZES]
+        made = CliRunner().invoke(app, ["export", "vgg8", str(tmp_path / "m.dsgc"), *options])
+        assert made.exit_code == 2
+        assert "does not fit the model" in made.stderr
+        assert not (tmp_path / "m.dsgc").exists()
 
 
 def test_results_are_printed_without_a_file(
@@ -72,8 +74,15 @@ def test_results_are_printed_without_a_file(
 
 def test_wrong_arrays_are_named(artifact: tuple[SparseModule, Path], tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 3), np.float32))
+    np.save(tmp_path / "big.npy", np.zeros((2, *IMAGE), ">f4"))
     (tmp_path / "no.npy").write_text("hello")
-    for name, said in (("x.npy", "must be float32"), ("no.npy", "not an .npy file")):
+    (tmp_path / "empty.npy").touch()
+    for name, said in (
+        ("x.npy", "must be float32"),
+        ("big.npy", "not >f4"),
+        ("no.npy", "not an .npy file"),
+        ("empty.npy", "not an .npy file"),
+    ):
         done = CliRunner().invoke(app, ["run", str(artifact[1]), str(tmp_path / name)], env=WIDE)
         assert done.exit_code == 1
         assert said in done.stderr

@@ -55,6 +55,15 @@ def test_settings_agree(settings: dict[str, object], tmp_path: Path) -> None:
     assert_agrees(sparse, dsgc.export_onnx(sparse, tmp_path / "model.onnx", x), x)
 
 
+def test_an_empty_batch_has_no_results(tmp_path: Path) -> None:
+    path = dsgc.export_onnx(make_sparse(Small()), tmp_path / "m.onnx", torch.randn(3, *IMAGE))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (port,) = session.get_inputs()
+    for samples in (0, 2):
+        (found,) = session.run(None, {port.name: np.zeros((samples, *IMAGE), np.float32)})
+        assert found.shape == (samples, 7)
+
+
 def test_sparse_operators_are_functions_of_standard_operators(tmp_path: Path) -> None:
     sparse = make_sparse(Small())
     x = torch.randn(5, *IMAGE)
@@ -109,7 +118,7 @@ def test_wrong_arguments_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(dsgc.ConfigError, match=r"what dsgc\.compile gave back"):
         dsgc.export_onnx(Small(), tmp_path / "model.onnx", torch.randn(2, *IMAGE))
     sparse = make_sparse(Small())
-    with pytest.raises(dsgc.ConfigError, match="must be tensors"):
+    with pytest.raises(dsgc.ConfigError, match=r"a tensor .* or a tuple of such, not of int"):
         dsgc.export_onnx(sparse, tmp_path / "model.onnx", [1])  # type: ignore[list-item]
     monkeypatch.setitem(sys.modules, "dsgc.exporter.onnx_functions", None)
     with pytest.raises(dsgc.MissingPackageError, match=r"dsgc\[onnx\]"):

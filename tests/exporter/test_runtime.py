@@ -61,6 +61,13 @@ def test_arrays_of_any_kind_are_taken(model: dsgc_runtime.Model) -> None:
     assert np.array_equal(run(model, odd), wanted)
 
 
+def test_what_torch_has_still_to_negate_is_negated(model: dsgc_runtime.Model) -> None:
+    x = torch.from_numpy(images(2))
+    negative = torch.complex(x, -x).conj().imag
+    assert negative.is_neg()
+    assert np.array_equal(model(negative), model(x))
+
+
 def test_an_empty_batch_gives_an_empty_result(model: dsgc_runtime.Model) -> None:
     assert run(model, images(0)).shape == (0, 7)
 
@@ -79,6 +86,7 @@ def test_results_belong_to_the_caller(model: dsgc_runtime.Model) -> None:
         ((np.zeros((2, 3, 12, 11), np.float32),), r"must be float32 \[batch, 3, 12, 12\]"),
         ((np.zeros((3, 12, 12), np.float32),), r"not float32 \[3, 12, 12\]"),
         ((np.zeros((2, *IMAGE)),), "not float64"),
+        ((np.zeros((2, *IMAGE), ">f4"),), "not >f4"),
         (([1.0],), "is a list that numpy cannot read"),
         ((torch.zeros(2, *IMAGE, requires_grad=True),), "needs no gradient"),
         ((torch.zeros(2, *IMAGE, device="meta"),), "on the CPU"),

@@ -14,7 +14,9 @@ from dsgc.ops.layout import ceil_div
 __all__ = ["blocked_weight", "filled_gradient", "in_place", "padded_inputs", "plain_weight"]
 
 
-_FEW_VISITS = 4.0
+# Times that a block of weights may be met before bringing its vectors together pays, where those of
+# the next block lie beside them, and where they lie far away.
+_FEW_VISITS, _FEW_VISITS_APART = 4.0, 2.0
 
 
 def _is_in_order(weight: Tensor, bi: int, bo: int) -> bool:
@@ -59,7 +61,7 @@ def blocked_weight(
     backward-data: unless bringing them together once costs less than fetching them so often.
     """
     swapped, enough = weight.transpose(0, 1), (blocks or 0) * bo <= weight.shape[0]
-    few = visits is not None and visits <= _FEW_VISITS
+    few = visits is not None and visits <= _FEW_VISITS_APART
     if few and enough and _is_in_order(swapped, bo, bi):
         return _stored(swapped, bo, bi).permute(3, 2, 0, 1, 4)
     flat = weight.detach().flatten(2)

@@ -1,0 +1,31 @@
+"""Run a lowered graph on the example batch, and keep what every node makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["run_example"]
+
+
+class _Keeper(fx.Interpreter):
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.made: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = self.made[n] = super().run_node(n)
+        if isinstance(found, Tensor):
+            n.meta["shape"] = tuple(found.shape)
+        return found
+
+
+def run_example(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
+    """What every node of `graph` makes of `inputs`; shapes are noted in `node.meta`."""
+    keeper = _Keeper(graph)
+    with torch.no_grad():
+        keeper.run(*inputs)
+    return keeper.made
