@@ -112,47 +112,50 @@ def packed_convolution(
                                 following: T.let = T.cast(source[(c + 1) * span + j], "int64")
                                 T.evaluate(fetch(T.address_of(x[following, 0])))
                         bucket: T.let = T.cast(end[c], "int64") - c * span
-                        for part in T.serial(T.if_then_else(bucket > 0, bi // rows, 0)):
-                            kept = T.alloc_buffer((rows, bo), "float32")
-                            if in_place:
-                                turned = T.alloc_buffer((bo, rows), "float32")
-                                for v in T.unroll(bo):
-                                    for s in T.vectorized(rows):
-                                        turned[v, s] = w[n, tap, c, v, part * rows + s]
-                                    # Of the block that comes next.
-                                    T.evaluate(
-                                        fetch(T.address_of(w[n, tap, c, v, (part + 1) * rows]))
-                                    )
-                                for s in T.unroll(rows):
-                                    for v in T.vectorized(bo):
-                                        kept[s, v] = turned[v, s]
-                            else:
-                                for s in T.unroll(rows):
-                                    for v in T.vectorized(bo):
-                                        kept[s, v] = w[n, tap, c, part * rows + s, v]
-                                    row: T.let = (part + 1) * rows + s
-                                    T.evaluate(
-                                        fetch(T.address_of(w[n, tap, c + row // bi, row % bi, 0]))
-                                    )
-                            for i in T.serial(bucket):
-                                q: T.let = T.cast(source[c * span + i], "int64")
-                                out: T.let = T.cast(member[c * span + i], "int64")
-                                if by_vectors:
-                                    # Beyond the bucket lies what an earlier one left there.
-                                    later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
-                                    T.evaluate(fetch(T.address_of(x[later, 0])))
-                                acc = T.alloc_buffer((2, bo), "float32")
-                                for v in T.vectorized(bo):
-                                    acc[0, v] = y[out, v]
-                                for v in T.vectorized(bo):
-                                    acc[1, v] = T.float32(0)
-                                for s in T.unroll(rows):
-                                    for v in T.vectorized(bo):
-                                        acc[s % 2, v] = (
-                                            acc[s % 2, v] + x[q, part * rows + s] * kept[s, v]
+                        # An empty bucket is no reason to read weights.
+                        if bucket > 0:
+                            for part in T.serial(bi // rows):
+                                kept = T.alloc_buffer((rows, bo), "float32")
+                                # Meanwhile the same part of the next block is fetched.
+                                if in_place:
+                                    turned = T.alloc_buffer((bo, rows), "float32")
+                                    for v in T.unroll(bo):
+                                        for s in T.vectorized(rows):
+                                            turned[v, s] = w[n, tap, c, v, part * rows + s]
+                                        ahead: T.let = T.address_of(
+                                            w[n, tap, c + 1, v, part * rows]
                                         )
-                                for v in T.vectorized(bo):
-                                    y[out, v] = acc[0, v] + acc[1, v]
+                                        T.evaluate(fetch(ahead))
+                                    for s in T.unroll(rows):
+                                        for v in T.vectorized(bo):
+                                            kept[s, v] = turned[v, s]
+                                else:
+                                    for s in T.unroll(rows):
+                                        for v in T.vectorized(bo):
+                                            kept[s, v] = w[n, tap, c, part * rows + s, v]
+                                        behind: T.let = T.address_of(
+                                            w[n, tap, c + 1, part * rows + s, 0]
+                                        )
+                                        T.evaluate(fetch(behind))
+                                for i in T.serial(bucket):
+                                    q: T.let = T.cast(source[c * span + i], "int64")
+                                    out: T.let = T.cast(member[c * span + i], "int64")
+                                    if by_vectors:
+                                        # Beyond the bucket lies what an earlier one left there.
+                                        later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
+                                        T.evaluate(fetch(T.address_of(x[later, 0])))
+                                    acc = T.alloc_buffer((2, bo), "float32")
+                                    for v in T.vectorized(bo):
+                                        acc[0, v] = y[out, v]
+                                    for v in T.vectorized(bo):
+                                        acc[1, v] = T.float32(0)
+                                    for s in T.unroll(rows):
+                                        for v in T.vectorized(bo):
+                                            acc[s % 2, v] = (
+                                                acc[s % 2, v] + x[q, part * rows + s] * kept[s, v]
+                                            )
+                                    for v in T.vectorized(bo):
+                                        y[out, v] = acc[0, v] + acc[1, v]
 
     return kernel
 
