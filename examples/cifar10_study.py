@@ -1,6 +1,6 @@
 """Trains every row of a study with cifar10.py and puts the results side by side.
 
-    python examples/cifar10_study.py DATA examples/study.toml --out runs
+    python examples/cifar10_study.py DATA benchmarks/accuracy.toml --out runs
 
 A study is a TOML file with a table of options for all rows and a table for each row, whose keys are
 the options of cifar10.py; a value may be a list, which makes a run of each of its values:

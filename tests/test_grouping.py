@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,7 +83,8 @@ def test_planted_groups_are_found_and_selection_then_loses_nothing() -> None:
     )
     dense = model(x)
     scattered = dsgc.compile(model, config=config, backend="reference").eval()(x)
-    grouping = dsgc.group_neurons(model, config=config, example_inputs=x)
+    growing = replace(config, schedule="cubic", warmup_steps=10)  # what counts is its end
+    grouping = dsgc.group_neurons(model, config=growing, example_inputs=x)
     (layer,) = grouping.layers
     assert layer.winners == 1
     assert layer.blocks == 8

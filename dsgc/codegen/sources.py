@@ -34,7 +34,9 @@ _WHOLE: tuple[_Maker, ...] = (
     families.lists, families.dense_search, families.stem, families.maps, families.neuron,
     families.rows, families.elementwise, families.skipping,
 )  # fmt: skip
-_OF_ONE_BLOCK: tuple[_Maker, ...] = (families.blocked, families.dense, families.linear)
+_OF_ONE_BLOCK: tuple[_Maker, ...] = (
+    families.blocked, families.dense, families.dense_in_place, families.linear,
+)  # fmt: skip
 # Functions that TVM makes of a kernel; all others check arguments or raise errors.
 _OWN = re.compile(r"\w+_compute_|(\.L)?__tvm_parallel_lambda[\w.]*")
 
@@ -93,6 +95,7 @@ def _candidates(name: str) -> Iterator[tuple[_Maker, tuple[int, ...]]]:
             yield from ((make, numbers) for make in _OF_ONE_BLOCK)
         if len(numbers) == 2:
             yield families.convolution, numbers
+            yield families.convolution_in_place, numbers
             yield families.dense, numbers[1:]  # weights of a dense input have blocks of 1
     yield from ((make, ()) for make in _WHOLE)
     yield families.blocked, (1,)  # holds what only single neurons need

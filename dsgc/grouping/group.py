@@ -125,7 +125,7 @@ def group_neurons(
     if not any(isinstance(one, Tensor) for one in args):
         raise InputError("example_inputs must hold a tensor: real samples of the data")
     dense, config = settled(model, sparsity, config)
-    look = _Look(dense, replace(config, schedule="constant"), args)
+    look = _Look(dense, replace(config, schedule="constant", warmup_steps=0), args)
     channels = read_channels(dense, (program.dense.graph for program in look.programs))
     orders = _orders(look, channels)
     layers = tuple(_grouped(look, channels, orders, site) for site in look.fired)

@@ -165,7 +165,7 @@ def explain(
     if not any(isinstance(one, Tensor) for one in args):
         raise InputError("example_inputs must hold a tensor: its shape decides what pays")
     dense, whole = settled(model, sparsity, config)
-    final = replace(whole, schedule="constant")
+    final = replace(whole, schedule="constant", warmup_steps=0)
     shadow = shadow_of(dense, args)
     try:
         with shadow.running():

@@ -17,11 +17,13 @@ _WORK = 1.25  # a multiply-add of a kernel that reads a dense input
 _PACKED_WORK = 1.5  # one of a packed kernel, which sorts pairs of blocks first
 _TOUCH = 40.0  # multiply-adds that moving one stored value through memory costs
 _RELAYOUT = 2.5  # multiply-adds that laying out one weight costs, at every call
-_FIXED = 1.0e8  # multiply-adds that calling the kernels of one layer costs
+_FIXED = 1.15e8  # multiply-adds that calling the kernels of one layer costs
 _NEURON_WORK = 2.2  # one for a single neuron, whatever the input leaves out
 _ROW_WORK = 0.55  # one of a linear layer of few rows, which reads weights as they are
 _STREAM = 25.0  # multiply-adds for which a dense product of few rows waits, for each weight
+_STREAM_MAPS = 80.0  # the same for a convolution, which lays weights out
 _STREAM_ROWS = 1024  # rows from which it no longer waits
+_FEWEST_ROWS = 16  # and up to which it waits no longer than for so many
 
 
 class Cost(NamedTuple):
@@ -58,10 +60,11 @@ def layer_cost(
         work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK))
     calls = _RELAYOUT / max(1, rows) + _calls(geometry, rows)
     cost = Cost(_SEARCH * search, work, _touch(geometry, read, made), calls)
-    if geometry.window == geometry.in_channels and not geometry.map_size and rows < _STREAM_ROWS:
-        # The dense product waits for its weights as well.
-        return Cost(*(part / (1.0 + _STREAM / max(1, rows)) for part in cost))
-    return cost
+    if geometry.map_size or rows >= _STREAM_ROWS:
+        return cost
+    # The dense product waits for its weights as well.
+    waits = _STREAM if geometry.window == geometry.in_channels else _STREAM_MAPS
+    return Cost(*(part / (1.0 + waits / max(_FEWEST_ROWS, rows)) for part in cost))
 
 
 def row_cost(geometry: Geometry, search: float, read: float, made: float, rows: int) -> Cost:

@@ -38,7 +38,11 @@ def test_every_kernel_is_found_by_its_name(family: families.Family) -> None:
 
 @pytest.mark.parametrize("target", ["avx2", "aarch64"])
 @pytest.mark.parametrize(
-    "name", ["activate_16", "row_bytes", "rank_winners_128", "block_weights_16_1", "softmax"]
+    "name",
+    [
+        *("activate_16", "row_bytes", "rank_winners_128", "block_weights_16_1", "softmax"),
+        *("packed_convolution_16_16_in_place", "dense_convolution_16_in_place"),
+    ],
 )
 def test_compiled_forms_hold_the_kernel_and_nothing_else(name: str, target: str) -> None:
     cpu = named_target(target)
