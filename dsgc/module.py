@@ -108,13 +108,12 @@ class SparseModule(StandIn):
         """
         if not self._decisions:
             raise ShapesUnknownError(_unknown("which layers are sparse is decided"))
-        return {site: self._present(decision) for site, decision in self._decisions.items()}
-
-    def _present(self, decision: LayerDecision) -> LayerDecision:
-        """A decision, or that of a layer that is dense while it has hooks."""
-        if decision.sparse and has_hooks(self._dense[0].get_submodule(decision.name)):
-            return replace(decision, sparse=False, reason="it has hooks")
-        return decision
+        layers, found = self._bank.layers, dict(self._decisions)
+        for site, decision in found.items():
+            layer = layers.get(site)
+            if decision.sparse and layer is not None and has_hooks(layer):
+                found[site] = replace(decision, sparse=False, reason="it has hooks")
+        return found
 
     @property
     def untraced(self) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import is_
 from typing import Any
 
@@ -111,6 +111,28 @@ class StandIn(nn.Module):
         delattr(self._dense[0], name)
         if registered:
             self._take_over()
+
+    # Those of containers such as nn.Sequential; of any other model they fail as its own would.
+
+    def __getitem__(self, index: Any) -> Any:
+        model: Any = self._dense[0]
+        return model[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        model: Any = self._dense[0]
+        model[index] = value
+        self._take_over()
+
+    def __len__(self) -> int:
+        model: Any = self._dense[0]
+        return len(model)
+
+    def __bool__(self) -> bool:
+        return bool(self._dense[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        model: Any = self._dense[0]
+        return iter(model)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """As in torch: the child becomes one of the model."""

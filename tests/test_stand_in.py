@@ -50,6 +50,29 @@ def called(sparse: dsgc.SparseModule, first: bool) -> dsgc.SparseModule:
 
 
 @pytest.mark.parametrize("first", [False, True])
+def test_a_container_is_indexed_like_the_model(first: bool) -> None:
+    model = nn.Sequential(*Net().body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    config = dsgc.SparsityConfig(0.5, rules={"0": 0.5, "2": 0.5}, block=8)
+    sparse = called(dsgc.compile(model, config=config, backend="reference"), first)
+    assert len(sparse) == len(model)
+    assert [type(child) for child in sparse] == [type(child) for child in model]
+    assert sparse[0].weight is model[0].weight
+    assert len(sparse[:2]) == 2
+    sparse[-1] = nn.Linear(32, 7)
+    assert sparse.get_parameter("5.weight").shape == (7, 32)
+    assert sparse(X).shape == (4, 7)
+    assert [site for site, d in sparse.decisions.items() if d.sparse] == ["0", "2"]
+
+
+def test_other_models_are_no_containers() -> None:
+    sparse = sparse_net()
+    assert sparse  # with a length it would be asked for that
+    for use in (len, iter, lambda model: model[0]):
+        with pytest.raises(TypeError):
+            use(sparse)
+
+
+@pytest.mark.parametrize("first", [False, True])
 def test_a_new_head_is_used_and_trained(first: bool) -> None:
     sparse = called(sparse_net(), first)
     sparse.fc = nn.Linear(32, 7)
