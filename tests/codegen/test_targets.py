@@ -29,6 +29,8 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "neurons": lambda: families.blocked(1),
     "convolution": lambda: families.convolution(16, 16),
     "dense": lambda: families.dense(16),
+    "convolution in place": lambda: families.convolution_in_place(16, 16),
+    "dense in place": lambda: families.dense_in_place(16),
     "neuron": families.neuron,
     "search": families.dense_search,
     "linear": lambda: families.linear(16),
@@ -162,6 +164,23 @@ def test_narrower_vectors_give_the_same_results(
     searched = (*source, projection, projected, unit, bias, outputs, bo, [3, 3], *geometry)
     meant_scores = torch.ops.dsgc.drs_scores(*searched)
     torch.testing.assert_close(drs_scores(libraries, *searched), meant_scores, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("target", _runnable())
+@pytest.mark.parametrize("block", [None, 16])
+def test_weights_in_place_give_the_same_results(target: str, block: int | None) -> None:
+    libraries = Libraries(KernelCache(), named_target(target))
+    size, outputs = [64, 5, 6], 48
+    x = torch.randn(2, *size)
+    chosen: tuple[torch.Tensor, torch.Tensor] | tuple[None, None] = (None, None)
+    if block is not None:
+        chosen = mask_to_selection(torch.rand(2, 64 // block, 5, 6) < 0.3, bits=False)
+        x = torch.ops.dsgc.pack(x, *chosen, block)
+    weight = torch.randn(outputs, 64, 3, 3).contiguous(memory_format=torch.channels_last)
+    wanted = mask_to_selection(torch.rand(2, outputs // 16, 5, 6) < 0.5, bits=False)
+    source = (x, *chosen, torch.rand(64), torch.randn(64), "affine_relu", size)
+    how = (*wanted, 16, [1, 1], [1, 1], [1, 1])
+    _check_layer(libraries, source, weight, torch.randn(outputs), how)
 
 
 @pytest.mark.parametrize("target", _runnable())
