@@ -126,8 +126,7 @@ class Program:
 
     def constant(self, tensor: Tensor, name: str) -> View:
         """A tensor that is kept in the artifact; an equal one of that name is kept once."""
-        # A copy: constants that share memory cannot be stored.
-        stored = tensor.detach().clone(memory_format=torch.contiguous_format)
+        stored = tensor.detach().contiguous()
         count, unique = 0, name
         while unique in self.constants:
             known = self.constants[unique]
@@ -135,7 +134,9 @@ class Program:
                 break
             count += 1
             unique = f"{name}.{count}"
-        self.constants[unique] = stored
+        else:
+            # A copy: constants that share memory cannot be stored.
+            self.constants[unique] = stored.clone()
         return View(unique, _TYPES[stored.dtype], tuple(Size(n) for n in stored.shape))
 
     def call(self, family: Family, kernel: str, *arguments: View | SizeLike | float) -> None:

@@ -17,6 +17,7 @@ from dsgc.ops.spec import ACTS
 from dsgc.passes.patterns import (
     batch_norm,
     elementwise,
+    layer_module,
     module_of,
     shape_of,
     signature_arguments,
@@ -98,9 +99,8 @@ def _is_norm(node: fx.Node) -> bool:
 
 def changes_nothing(node: fx.Node) -> bool:
     """Whether a node returns its argument in eval mode, at most in another order of memory."""
-    module = module_of(node)
-    if module is not None:
-        return isinstance(module, (nn.Dropout, nn.Dropout2d, nn.Identity, ModeDropout))
+    if node.op == "call_module":
+        return layer_module(node, (nn.Dropout, nn.Dropout2d, nn.Identity, ModeDropout)) is not None
     if node.op == "call_method":
         return node.target in _SAME_METHODS
     if node.target is F.dropout:

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dsgc.passes.propagate_shapes import ShapeRecorder
+
 __all__ = ["run_example"]
 
 
-class _Keeper(fx.Interpreter):
+class _Keeper(ShapeRecorder):
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.made: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         found = self.made[n] = super().run_node(n)
-        if isinstance(found, Tensor):
-            n.meta["shape"] = tuple(found.shape)
         return found
 
 

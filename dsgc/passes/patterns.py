@@ -189,12 +189,9 @@ def pool(node: fx.Node) -> Pool | None:
 
 def is_identity_pool(node: fx.Node) -> bool:
     """Whether an adaptive pooling leaves maps of this size as they are."""
-    module = module_of(node)
-    kinds = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+    module = layer_module(node, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d))
     functions = (nn.functional.adaptive_avg_pool2d,)
-    if type(module) not in kinds and node.target not in functions:
-        return False
-    if module is not None and has_hooks(module):
+    if module is None and node.target not in functions:
         return False
     if getattr(module, "return_indices", False):
         return False

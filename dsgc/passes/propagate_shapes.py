@@ -16,22 +16,22 @@ from dsgc.errors import InputError
 from dsgc.passes.patterns import HOOKS, has_hooks
 from dsgc.tracing.effects import Undone
 
-__all__ = ["eval_mode", "fake_inputs", "propagate_shapes"]
+__all__ = ["ShapeRecorder", "eval_mode", "fake_inputs", "propagate_shapes"]
 
 
-class _Recorder(fx.Interpreter):
+class ShapeRecorder(fx.Interpreter):
+    """Runs a graph and notes the shape and dtype of every tensor in `node.meta`."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.extra_traceback = False
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, torch.Tensor):
             n.meta["shape"] = tuple(int(d) for d in result.shape)
             n.meta["dtype"] = result.dtype
         return result
-
-
-def _recorder(gm: fx.GraphModule) -> _Recorder:
-    recorder = _Recorder(gm)
-    recorder.extra_traceback = False
-    return recorder
 
 
 @contextmanager
@@ -127,10 +127,10 @@ def propagate_shapes(
             # Any code of the user may fail on fake tensors, or without its hooks.
             hooks = _without_hooks(model) if bare else nullcontext()
             with suppress(Exception), _failing_quietly(), _mode_of(tensors), hooks:
-                return _recorder(gm).run(*tensors)
+                return ShapeRecorder(gm).run(*tensors)
         try:
             with _mode_of(inputs):
-                return _recorder(gm).run(*inputs)
+                return ShapeRecorder(gm).run(*inputs)
         except Exception as error:
             shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs)
             raise InputError(
