@@ -14,9 +14,9 @@ from dsgc.codegen.tiles import (
     DENSE_BLOCK,
     NEURON_DEPTHS,
     NEURON_LANES,
+    PLAIN_COLUMNS,
     RANKED_BLOCKS,
     ROW_LANES,
-    STEM_COLUMNS,
 )
 
 __all__ = [
@@ -29,8 +29,8 @@ __all__ = [
     "linear",
     "lists",
     "neuron",
+    "plain_convolution",
     "rows",
-    "stem",
 ]
 
 
@@ -195,16 +195,16 @@ def linear(bo: int) -> Family:
     return Family(f"linear_{bo}", functions)
 
 
-def stem() -> Family:
-    """The first convolution of a network, dense."""
+def plain_convolution() -> Family:
+    """Dense convolutions: the first one of a network, and all in programs without torch."""
 
     def functions(target: CpuTarget) -> list[Any]:
-        from dsgc.codegen.kernels import stem
+        from dsgc.codegen.kernels.plain_convolution import plain_convolution
 
         sums = target.score_members * target.score_columns
-        return [stem.stem_convolution(c, max(2, sums // c)) for c in STEM_COLUMNS]
+        return [plain_convolution(c, max(2, sums // c)) for c in PLAIN_COLUMNS]
 
-    return Family("stem", functions)
+    return Family("plain_convolution", functions)
 
 
 def neuron() -> Family:

@@ -10,6 +10,7 @@ __all__ = [
     "GROUP",
     "NEURON_DEPTHS",
     "NEURON_LANES",
+    "PLAIN_COLUMNS",
     "PROJECTED_LANES",
     "RANKED_BLOCKS",
     "ROW_LANES",
@@ -17,7 +18,6 @@ __all__ = [
     "SCORE_CHANNELS",
     "SKIP_SAMPLES",
     "SKIP_STRIP",
-    "STEM_COLUMNS",
     "VECTOR",
     "gradient_block",
     "ranking_kernel",
@@ -27,7 +27,7 @@ __all__ = [
 VECTOR = 16  # lanes that kernels of the search and of sorting work on at a time
 BITS = 32  # blocks of a word of a position's bitmask
 DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels run on it
-STEM_COLUMNS = (64, 32, 16)  # outputs of a register tile; the first that divides them is taken
+PLAIN_COLUMNS = (64, 32, 16)  # outputs of a register tile; the first that divides them is taken
 GROUP = 8  # blocks of a dense input, at most, whose gradient a task makes
 NEURON_LANES = 16  # vector of a neuron-wise dot product
 NEURON_DEPTHS = (1, 2, 4, 8)  # such vectors of channels that neuron-wise kernels group

@@ -13,12 +13,12 @@ from torch import Tensor
 from dsgc.codegen import families
 from dsgc.codegen.cpu.layout import Geometry
 from dsgc.codegen.cpu.pooling import pool_weights, pool_window
+from dsgc.codegen.cpu.weights import plain_columns, tiled_weight
 from dsgc.codegen.tiles import (
     DENSE_BLOCK,
     ROW_LANES,
     SKIP_SAMPLES,
     SKIP_STRIP,
-    STEM_COLUMNS,
 )
 from dsgc.exporter.program import View
 from dsgc.exporter.sizes import BATCH
@@ -104,20 +104,18 @@ def convolution(
 ) -> Rows:
     """A dense convolution."""
     x = writer.settle(value)
-    outputs, inputs, *kernel = weight.shape
+    outputs, _, *kernel = weight.shape
     target = conv_output_size(x.size, kernel, *window)
     geometry = Geometry.forward(x.size[1:], target, kernel, *window)
     wide = ceil_div(outputs, DENSE_BLOCK) * DENSE_BLOCK
-    columns = next(c for c in STEM_COLUMNS if wide % c == 0)
-    missing = (0, wide - outputs, 0, x.width - inputs)
-    stored = F.pad(weight.detach().permute(2, 3, 1, 0), missing)
+    columns = plain_columns(wide, x.width * math.prod(kernel)) or DENSE_BLOCK
     size = (outputs, target[0], target[1])
     made = replace(writer.rows(size, width=wide), closed=False)
     writer.program.call(
-        families.stem(),
-        f"stem_convolution_{columns}",
+        families.plain_convolution(),
+        f"plain_convolution_{columns}",
         x.view,
-        writer.constant(stored.reshape(-1, x.width, wide), "weight"),
+        writer.constant(tiled_weight(weight, x.width, columns), "weight"),
         writer.bias(bias, outputs, DENSE_BLOCK, flat=True),
         made.view.seen_as(made.positions, wide),
         writer.table(geometry),

@@ -11,7 +11,7 @@ from torch import Tensor
 from dsgc.codegen import families
 from dsgc.codegen.cpu.layout import Geometry, check_float32, dense_rows
 from dsgc.codegen.cpu.libraries import Libraries, standalone
-from dsgc.codegen.tiles import STEM_COLUMNS
+from dsgc.codegen.cpu.weights import plain_columns, tiled_weight
 from dsgc.ops.layout import conv_output_size
 from dsgc.ops.reference import stem as reference
 
@@ -31,7 +31,7 @@ def stem_conv2d(
     check_float32(x)
     check_float32(weight)
     outputs = weight.shape[0]
-    columns = next((c for c in STEM_COLUMNS if outputs % c == 0), None)
+    columns = plain_columns(outputs, weight[0].numel())
     if columns is None or x.shape[0] == 0:
         return reference.stem_conv2d(x, weight, bias, stride, padding, dilation)
     target = conv_output_size(x.shape[1:], weight.shape[2:], stride, padding, dilation)
@@ -41,9 +41,9 @@ def stem_conv2d(
     padded = libraries.scratch("stem", (rows.shape[0] + 1, rows.shape[1]))
     padded[:-1], padded[-1] = rows, 0.0
     out = libraries.empty(x.shape[0] * target[0] * target[1], outputs)
-    libraries(families.stem(), f"stem_convolution_{columns}")(
+    libraries(families.plain_convolution(), f"plain_convolution_{columns}")(
         padded,
-        weight.detach().permute(2, 3, 1, 0).reshape(-1, x.shape[1], outputs).contiguous(),
+        tiled_weight(weight, x.shape[1], columns),
         torch.zeros(outputs, dtype=torch.float32) if bias is None else bias.detach().contiguous(),
         out,
         geometry.table(),

@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.codegen.tiles import PLAIN_COLUMNS
 from dsgc.ops.layout import ceil_div
 
-__all__ = ["blocked_weight", "filled_gradient", "in_place", "padded_inputs", "plain_weight"]
+__all__ = [
+    "blocked_weight",
+    "filled_gradient",
+    "in_place",
+    "padded_inputs",
+    "plain_columns",
+    "plain_weight",
+    "tiled_weight",
+]
 
 
 # Times that a block of weights may be met before bringing its vectors together pays, where those of
 # the next block lie beside them, and where they lie far away.
 _FEW_VISITS, _FEW_VISITS_APART = 4.0, 2.0
+_TILE_BYTES = (
+    3 << 18
+)  # of the weights of a register tile that should stay in the second-level cache
 
 
 def _is_in_order(weight: Tensor, bi: int, bo: int) -> bool:
@@ -117,3 +130,22 @@ def padded_inputs(weight: Tensor, channels: int) -> Tensor:
     out = weight.new_zeros((weight.shape[0], channels, *weight.shape[2:]))
     out[:, : weight.shape[1]] = weight.detach()
     return out
+
+
+def plain_columns(outputs: int, depth: int) -> int | None:
+    """Outputs of a register tile of a dense convolution whose windows have ``depth`` values; None
+    if ``outputs`` are not whole vectors.
+    """
+    fitting = [c for c in PLAIN_COLUMNS if outputs % c == 0]
+    small = [c for c in fitting if 4 * depth * c <= _TILE_BYTES and c > min(PLAIN_COLUMNS)]
+    wide = [c for c in fitting if c > min(PLAIN_COLUMNS)]
+    return next(iter([*small, *reversed(wide), *fitting]), None)
+
+
+def tiled_weight(weight: Tensor, width: int, columns: int) -> Tensor:
+    """``weight`` [K, C, R, S] as [K / columns * R * S, width, columns], zero beyond C and K."""
+    outputs, inputs = weight.shape[:2]
+    missing = (0, width - inputs, 0, -outputs % columns)
+    stored = F.pad(weight.detach().flatten(2).permute(2, 0, 1), missing)  # [R * S, K, width]
+    tiles = stored.unflatten(1, (-1, columns)).permute(1, 0, 3, 2)
+    return tiles.flatten(0, 1).contiguous()
