@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from dsgc.acceptable import closed_around
+from dsgc.backend import Backend
 from dsgc.bank import SelectorBank
 from dsgc.config import SparsityConfig
-from dsgc.errors import KernelError, NothingToSparsifyError, TraceError, UnsupportedError
+from dsgc.errors import NothingToSparsifyError, TraceError
+from dsgc.inference import Inference
 from dsgc.kept_graphs import Assumptions, Gate, KeptGraphs
 from dsgc.passes.choose_kernels import choose_kernels
 from dsgc.passes.choose_layers import is_layer
@@ -44,8 +45,6 @@ _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.Linear,
 )  # fmt: skip
-
-_LOADING = threading.Lock()
 
 
 class Program:
@@ -121,7 +120,8 @@ class Engine:
     ) -> None:
         self.model = model
         self.bank = bank
-        self.backend = backend
+        self.backend = Backend(model, backend)
+        self.inference = Inference(model, bank)
         self.untraced = untraced
         self.config = config
         self.decisions = decisions
@@ -131,11 +131,8 @@ class Engine:
         self.gate = Gate()
         self.profiled: list[Program] | None = None
         self.last: tuple[Program, str | None] | None = None
-        self.fallback = ""
         self.watch: Callable[[Program, str | None, list[Tensor]], Any] | None = None
         self.seen = SeenCall((), {})
-        self._warned = False
-        self._without_kernels = ""
         place = os.environ.get("DSGC_DUMP")
         self.observe = write_to(Path(place)) if place else None
 
@@ -181,63 +178,25 @@ class Engine:
 
     def execute(self, program: Program, tensors: list[Tensor]) -> Any:
         """Run the graph of a program that the backend asks for."""
-        namespace = self.namespace_for(tensors)
+        namespace = self.backend.namespace_for(tensors)
         self.last = (program, namespace)
         if self.watch is not None:
             return self.watch(program, namespace, tensors)
-        graph = program.semantic if namespace is None else program.lowered(namespace)
-        run: Callable[..., Any] = named_ranges(graph).run if profiler_is_on() else graph
-        if namespace is None or not torch.is_autocast_enabled("cpu"):
-            return run(*tensors)
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "dsgc: packed kernels compute in float32; autocast is ignored inside the sparse "
-                'module (compile with backend="reference" to honour it)',
-                UserWarning,
-                stacklevel=4,
-            )
+        if namespace is None:
+            return _run(program.semantic, tensors)
+        if not torch.is_autocast_enabled("cpu"):
+            return self._run_lowered(program.lowered(namespace), tensors)
+        self.backend.warn_of_autocast()
         with torch.autocast("cpu", enabled=False):
-            return run(*(t.float() if t.is_floating_point() else t for t in tensors))
+            wide = [t.float() if t.is_floating_point() else t for t in tensors]
+            return self._run_lowered(program.lowered(namespace), wide)
 
-    def namespace_for(self, tensors: list[Tensor]) -> str | None:
-        """The kernels for these inputs; None is the semantic graph in plain PyTorch."""
-        if self.backend == "reference":
-            return None
-        obstacle = self._obstacle(tensors) or self._without_kernels
-        if not obstacle:
-            try:
-                _load_kernels()
-                return "dsgc_cpu"
-            except KernelError as error:
-                if self.backend == "tvm":
-                    raise
-                obstacle = self._without_kernels = str(error)
-                warnings.warn(
-                    f"dsgc: running in plain PyTorch, no faster than dense: {error}",
-                    UserWarning,
-                    stacklevel=5,
-                )
-        if self.backend == "tvm":
-            raise UnsupportedError(
-                f'backend="tvm" cannot run this: {obstacle}; use backend="auto" or "reference"'
-            )
-        self.fallback = obstacle
-        return None
-
-    def _obstacle(self, tensors: list[Tensor]) -> str:
-        mixed = torch.is_autocast_enabled("cpu")
-        allowed = (torch.float32, torch.bfloat16, torch.float16) if mixed else (torch.float32,)
-        for i, tensor in enumerate(tensors):
-            if tensor.device.type != "cpu":
-                return f"input {i} is on {tensor.device}, generated kernels run on the CPU"
-            if tensor.is_floating_point() and tensor.dtype not in allowed:
-                return f"input {i} is {tensor.dtype}, generated kernels compute in float32"
-        for name, parameter in self.model.named_parameters():
-            if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-                where = f"{parameter.dtype} on {parameter.device}"
-                return f"parameter {name} is {where}, generated kernels work on float32 on the CPU"
-        return ""
+    def _run_lowered(self, graph: fx.GraphModule, tensors: list[Tensor]) -> Any:
+        if self.inference.is_wanted(tensors):
+            program = self.inference.program(graph, tensors)
+            if program is not None:
+                return self.inference.run(program, tensors)
+        return _run(graph, tensors)
 
     # Building
 
@@ -379,14 +338,9 @@ class Engine:
             self.decisions[name] = LayerDecision(name, name, kind, False, reason)
 
 
-def _load_kernels() -> None:
-    """Register the generated kernels; tvm is imported here at the earliest."""
-    with _LOADING:
-        try:
-            from dsgc.codegen import cpu_kernels
-        except ImportError as error:
-            raise KernelError(f"generated kernels need apache-tvm: {error}") from error
-        cpu_kernels()
+def _run(graph: fx.GraphModule, tensors: list[Tensor]) -> Any:
+    run: Callable[..., Any] = named_ranges(graph).run if profiler_is_on() else graph
+    return run(*tensors)
 
 
 def no_sparse_layer(reasons: dict[str, str]) -> str:

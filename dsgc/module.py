@@ -300,7 +300,7 @@ class SparseModule(StandIn):
         self._engine.prepare(args, {})
         if "" not in self._untraced:
             program, tensors = self._engine.program("", args, {})
-            self._engine.last = (program, self._engine.namespace_for(tensors))
+            self._engine.last = (program, self._engine.backend.namespace_for(tensors))
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         leaves = pytree.tree_leaves((args, kwargs))
@@ -333,6 +333,8 @@ class SparseModule(StandIn):
         if not mode:
             self._bank.follow()
             self._bank.refresh()
+        elif self._built is not None:
+            self._built.inference.forget()
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -7,18 +7,21 @@ cache.
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 
 from dsgc.errors import KernelError
 
-__all__ = ["cpu_kernels", "release_memory"]
+if TYPE_CHECKING:
+    from dsgc.codegen.cpu import Libraries
+
+__all__ = ["cpu_kernels", "cpu_libraries", "release_memory"]
 
 
 @functools.cache
-def cpu_kernels() -> torch.library.Library:
-    """Defines ``torch.ops.dsgc_cpu`` once; kernels are built, or taken from the cache, when first
-    called.
+def cpu_libraries() -> Libraries:
+    """The compiled kernels of this process: built, or taken from the cache, when first called.
 
     Raises:
         KernelError: if the packages, the compiler or the cache that kernels need cannot be had.
@@ -26,17 +29,29 @@ def cpu_kernels() -> torch.library.Library:
     try:
         from dsgc.codegen import families
         from dsgc.codegen.cache import KernelCache
-        from dsgc.codegen.cpu import Libraries, kernels
+        from dsgc.codegen.cpu import Libraries
     except ImportError as error:
         raise KernelError(
             f"generated kernels need apache-tvm and apache-tvm-ffi ({error}); install them with "
             "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1"
         ) from error
-    from dsgc.ops import register
-
     libraries = Libraries(KernelCache())
     # Every model needs this one: without a compiler or a place to write, it is known here and now.
     libraries(families.lists(), "count_lists")
+    return libraries
+
+
+@functools.cache
+def cpu_kernels() -> torch.library.Library:
+    """Defines ``torch.ops.dsgc_cpu`` once.
+
+    Raises:
+        KernelError: see :func:`cpu_libraries`.
+    """
+    libraries = cpu_libraries()
+    from dsgc.codegen.cpu import kernels
+    from dsgc.ops import register
+
     return register("dsgc_cpu", kernels(libraries))
 
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from dsgc.codegen.target import CpuTarget, host_target, named_target
 from dsgc.engine import Program as Graphs
 from dsgc.errors import ConfigError, ExportError
-from dsgc.exporter.emit import Emitted, emit
-from dsgc.exporter.fold_norms import fold_norms
 from dsgc.exporter.link import link_kernels, machine_of, required_features
-from dsgc.exporter.program import View
 from dsgc.files import check_place
 from dsgc.module import SparseModule
 from dsgc.passes.patterns import has_hooks
+from dsgc.programs.emit import emit
+from dsgc.programs.fold_norms import fold_norms
+from dsgc.programs.program import Emitted
 from dsgc_runtime.archive import MOST_MANIFEST
 from dsgc_runtime.manifest import FORMAT, MOST_BUFFERS
 
@@ -207,14 +207,6 @@ def _check_length(buffers: int, size: int) -> None:
 def _manifest(
     emitted: Emitted, cpu: CpuTarget, batch: dict[str, Any], layers: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    program = emitted.program
-    buffers = [
-        {"bytes": size.json(), "first": first, "last": last}
-        for size, (first, last) in zip(
-            program.buffers, program.lifetimes(emitted.outputs), strict=True
-        )
-    ]
-    outputs = [_port(f"output{i}", view) for i, view in enumerate(emitted.outputs)]
     return {
         "format": FORMAT,
         "dsgc": metadata.version("dsgc"),
@@ -224,13 +216,6 @@ def _manifest(
             "features": required_features(cpu),
         },
         "batch": batch,
-        "inputs": [_port(name, view) for name, view in emitted.inputs.items()],
-        "outputs": outputs,
-        "buffers": buffers,
-        "program": [instruction.json() for instruction in program.instructions],
+        **emitted.json(),
         "layers": layers,
     }
-
-
-def _port(name: str, view: View) -> dict[str, Any]:
-    return {"name": name, **view.json()}

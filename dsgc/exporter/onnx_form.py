@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.onnx.ops import symbolic
 
-from dsgc.exporter.errors import unsupported
-from dsgc.exporter.recognise import affine_of
-from dsgc.exporter.search_rules import check_selection
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.ops.masked import masked_conv2d, masked_linear
 from dsgc.ops.normalization import MaskedBatchNorm
 from dsgc.passes.patterns import module_of
+from dsgc.programs.errors import unsupported
+from dsgc.programs.recognise import affine_of
+from dsgc.programs.search_rules import check_selection
 from dsgc.select import Selector
 
 __all__ = ["DOMAIN", "VERSION", "onnx_form"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +20,9 @@ from dsgc_runtime.manifest import Layer, Port
 from dsgc_runtime.native import Native
 from dsgc_runtime.profile import LayerProfile, by_layer
 from dsgc_runtime.session import Session
+from dsgc_runtime.sessions import Sessions
 
 __all__ = ["LayerProfile", "Model", "PortInfo", "load"]
-
-_KEPT_SESSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,6 @@ class Model:
     def __init__(self, archive: Archive, threads: int | None = None) -> None:
         self.manifest = archive.manifest
         self.graph = archive.graph
-        self._constants = archive.constants
         self._inputs = tuple(self._info(port) for port in archive.manifest.inputs)
         self._outputs = tuple(self._info(port) for port in archive.manifest.outputs)
         check_archive(archive)
@@ -71,8 +68,7 @@ class Model:
             library = Path(folder) / "kernels.so"
             library.write_bytes(archive.kernels)
             self._native = Native(library, archive.manifest)
-        self._lock = threading.Lock()
-        self._idle: list[Session] = []
+        self._sessions = Sessions(archive.manifest, archive.constants, self._native)
         self.threads = threads
 
     @property
@@ -129,10 +125,17 @@ class Model:
         if batch == 0:
             raise InputError("an empty batch takes no time: profile a call with samples")
         seconds: dict[int, float] = {}
+
+        @contextmanager
+        def timed(number: int) -> Iterator[None]:
+            begun = time.perf_counter()
+            yield
+            seconds[number] = time.perf_counter() - begun
+
         with self._session(batch) as session:
             session.run(arrays)  # whatever happens only once has happened
             begun = time.perf_counter()
-            session.run(arrays, seconds)
+            session.run(arrays, timed)
             whole = time.perf_counter() - begun
         return by_layer(self.manifest, session.sizes, seconds, whole)
 
@@ -148,24 +151,8 @@ class Model:
     @contextmanager
     def _session(self, batch: int) -> Iterator[Session]:
         """Memory for one call, on this model's number of threads."""
-        session = self._take(batch)
-        try:
-            with self._native.on_threads(self._threads):
-                yield session
-        finally:
-            self._give_back(session)
-
-    def _take(self, batch: int) -> Session:
-        with self._lock:
-            for i, session in enumerate(self._idle):
-                if session.batch == batch:
-                    return self._idle.pop(i)
-        return Session(self.manifest, self._constants, self._native, batch)
-
-    def _give_back(self, session: Session) -> None:
-        with self._lock:
-            self._idle.append(session)
-            del self._idle[:-_KEPT_SESSIONS]
+        with self._sessions.of(batch) as session, self._native.on_threads(self._threads):
+            yield session
 
     def _arrays(self, given: Sequence[Any]) -> tuple[list[NDArray[Any]], int]:
         ports = self.inputs

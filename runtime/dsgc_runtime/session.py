@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,21 @@ from dsgc_runtime.errors import DamagedArtifactError
 from dsgc_runtime.manifest import DTYPES, Call, Manifest, Read, View
 from dsgc_runtime.sizes import Size, evaluate, names_in
 
-if TYPE_CHECKING:
-    from dsgc_runtime.native import Native
+__all__ = ["Kernels", "Session"]
 
-__all__ = ["Session"]
+Around = Callable[[int], AbstractContextManager[None]]
+
+
+class Kernels(Protocol):
+    """Compiled functions by name, and what makes their arguments of arrays, without a copy."""
+
+    @property
+    def kernels(self) -> Mapping[str, Callable[..., None]]:
+        """By name."""
+
+    @property
+    def wrap(self) -> Callable[[object], object]:
+        """Makes what they take."""
 
 
 class Session:
@@ -42,7 +53,7 @@ class Session:
         self,
         manifest: Manifest,
         constants: Mapping[str, NDArray[Any]],
-        native: Native,
+        native: Kernels,
         batch: int,
     ) -> None:
         self.manifest, self.batch = manifest, batch
@@ -73,7 +84,7 @@ class Session:
         """Of all buffers but inputs and outputs."""
         return int(self._arena.nbytes)
 
-    def _step(self, step: Call | Read, native: Native) -> tuple[Any, list[Any], list[Any]]:
+    def _step(self, step: Call | Read, native: Kernels) -> tuple[Any, list[Any], list[Any]]:
         """A kernel, its arguments, and those of them that are only known in a call."""
         if isinstance(step, Read):
             return None, [step], []
@@ -116,9 +127,11 @@ class Session:
     # Running
 
     def run(
-        self, inputs: Sequence[NDArray[Any]], seconds: dict[int, float] | None = None
+        self, inputs: Sequence[NDArray[Any]], around: Around | None = None
     ) -> list[NDArray[Any]]:
-        """The outputs for inputs that were checked; `seconds` by instruction if asked for."""
+        """The outputs for inputs that were checked; every kernel runs within `around` of the
+        number of its instruction.
+        """
         self._held: dict[int | str, NDArray[Any]] = {}
         for port, array in zip(self.manifest.inputs, inputs, strict=True):
             self._held[port.view.storage] = array
@@ -130,7 +143,6 @@ class Session:
             outputs.append(made)
         known = dict(self._known)
         for number, (kernel, arguments, late) in enumerate(self._steps):
-            begun = time.perf_counter() if seconds is not None else 0.0
             if kernel is None:
                 self._read(arguments[0], known)
                 continue
@@ -142,9 +154,11 @@ class Session:
                         if isinstance(argument, View)
                         else evaluate(argument, known)
                     )
-            kernel(*arguments)
-            if seconds is not None:
-                seconds[number] = time.perf_counter() - begun
+            if around is None:
+                kernel(*arguments)
+            else:
+                with around(number):
+                    kernel(*arguments)
         self._held = {}
         return outputs
 

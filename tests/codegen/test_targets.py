@@ -34,7 +34,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "neuron": families.neuron,
     "search": families.dense_search,
     "linear": lambda: families.linear(16),
-    "stem": families.stem,
+    "plain convolution": families.plain_convolution,
 }
 ELF_MACHINE = {"x86-64": 62, "aarch64": 183}
 

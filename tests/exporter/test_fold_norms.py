@@ -19,7 +19,7 @@ from safetensors.torch import load
 from torch import Tensor, fx, nn
 
 import dsgc
-from dsgc.exporter.fold_norms import fold_norms
+from dsgc.programs.fold_norms import fold_norms
 from dsgc.select import PackedSelection
 from tests.exporter.networks import IMAGE, Small, make_sparse
 from tests.exporter.test_artifact import assert_agrees

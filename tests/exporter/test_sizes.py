@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsgc.exporter.sizes import BATCH, Size, as_size, ceil_div, evaluate, product
+from dsgc.programs.sizes import BATCH, Size, as_size, ceil_div, evaluate, product
 from dsgc_runtime import DamagedArtifactError, sizes
 
 numbers = st.integers(0, 50)

@@ -147,5 +147,6 @@ def tiled_weight(weight: Tensor, width: int, columns: int) -> Tensor:
     outputs, inputs = weight.shape[:2]
     missing = (0, width - inputs, 0, -outputs % columns)
     stored = F.pad(weight.detach().flatten(2).permute(2, 0, 1), missing)  # [R * S, K, width]
-    tiles = stored.unflatten(1, (-1, columns)).permute(1, 0, 3, 2)
-    return tiles.flatten(0, 1).contiguous()
+    taps, padded = stored.shape[:2]
+    tiles = stored.reshape(taps, padded // columns, columns, width).permute(1, 0, 3, 2)
+    return tiles.reshape(-1, width, columns).contiguous()

@@ -11,10 +11,10 @@ from dsgc.codegen import families
 from dsgc.codegen.cpu.layout import LIST_LENGTH, Geometry, blocks_of, limits
 from dsgc.codegen.target import CpuTarget
 from dsgc.codegen.tiles import DENSE_BLOCK
-from dsgc.exporter.program import Program, View
-from dsgc.exporter.sizes import BATCH, ceil_div
-from dsgc.exporter.values import Chosen, Packed, Rows, Source, row_width
 from dsgc.ops.layout import ceil_div as ceil_blocks
+from dsgc.programs.program import Program, View
+from dsgc.programs.sizes import BATCH, ceil_div
+from dsgc.programs.values import Chosen, Packed, Rows, Source, row_width
 
 __all__ = ["Lists", "Writer", "filled"]
 

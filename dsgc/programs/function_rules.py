@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from dsgc.exporter import dense_rules
-from dsgc.exporter.recognise import averages_pixels, channel_padding, pixel_steps
-from dsgc.exporter.values import Rows
-from dsgc.exporter.writer import Writer
+from dsgc.programs import dense_rules
+from dsgc.programs.recognise import averages_pixels, channel_padding, pixel_steps
+from dsgc.programs.values import Rows
+from dsgc.programs.writer import Writer
 
 __all__ = ["Rule", "averaging_rule", "layout_rule"]
 

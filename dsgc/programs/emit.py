@@ -12,27 +12,6 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dsgc.codegen.target import CpuTarget
-from dsgc.exporter import (
-    dense_rules,
-    elementwise_rules,
-    function_rules,
-    search_rules,
-    sparse_rules,
-)
-from dsgc.exporter.errors import unsupported
-from dsgc.exporter.program import Program, View
-from dsgc.exporter.recognise import (
-    CONCATENATIONS,
-    affine_of,
-    changes_nothing,
-    is_fleeting,
-    joined_along_channels,
-    own_operator,
-    softmax_dimension,
-)
-from dsgc.exporter.run_example import run_example
-from dsgc.exporter.values import Chosen, Packed, Rows, Source
-from dsgc.exporter.writer import Writer
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
 from dsgc.passes.geometry import conv_padding
@@ -45,28 +24,34 @@ from dsgc.passes.patterns import (
     module_of,
     pool,
 )
+from dsgc.programs import (
+    dense_rules,
+    elementwise_rules,
+    function_rules,
+    search_rules,
+    sparse_rules,
+)
+from dsgc.programs.errors import unsupported
+from dsgc.programs.program import Emitted
+from dsgc.programs.recognise import (
+    CONCATENATIONS,
+    affine_of,
+    changes_nothing,
+    is_fleeting,
+    is_known_module,
+    joined_along_channels,
+    own_operator,
+    softmax_dimension,
+)
+from dsgc.programs.run_example import run_example
+from dsgc.programs.values import Chosen, Packed, Rows, Source
+from dsgc.programs.writer import Writer
 from dsgc.select import PackedSelection
 from dsgc.tracing.blame import user_line
 
-__all__ = ["Emitted", "emit"]
+__all__ = ["emit"]
 
 _ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
-
-
-class Emitted:
-    """A program with its inputs and outputs.
-
-    Attributes:
-        inputs: the buffers that callers fill, by argument name.
-        outputs: the buffers with results, in the order of the model's flattened result.
-        sparsity: the part of its neurons that a sparse layer leaves out, by layer.
-    """
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.inputs: dict[str, View] = {}
-        self.outputs: list[View] = []
-        self.sparsity: dict[str, float] = {}
 
 
 def emit(
@@ -95,6 +80,8 @@ class _Emitter:
         layers: Iterable[str],
     ) -> None:
         self.graph = graph
+        for node in graph.graph.nodes:
+            self.check_that_example_can_run(node)
         self.writer = Writer(target, int(inputs[0].shape[0]))
         self.result = Emitted(self.writer.program)
         self.made = run_example(graph, inputs)
@@ -132,6 +119,12 @@ class _Emitter:
         if rule is None:
             raise self.refusal(node)
         return rule()
+
+    def check_that_example_can_run(self, node: fx.Node) -> None:
+        """Refuse what the user would notice: hooks, and modules that are the user's own code."""
+        module = module_of(node)
+        if module is not None and (has_hooks(module) or not is_known_module(module)):
+            raise self.refusal(node)
 
     def is_live(self, value: Any) -> bool:
         parts = value if isinstance(value, tuple) else (value,)

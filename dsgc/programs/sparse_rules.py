@@ -20,12 +20,12 @@ from dsgc.codegen.tiles import (
     ROW_LANES,
     suits_few_rows,
 )
-from dsgc.exporter.errors import unsupported
-from dsgc.exporter.program import View
-from dsgc.exporter.sizes import BATCH
-from dsgc.exporter.values import Chosen, Packed, Rows, Source
-from dsgc.exporter.writer import Lists, Writer
 from dsgc.ops.layout import ceil_div, conv_output_size
+from dsgc.programs.errors import unsupported
+from dsgc.programs.program import View
+from dsgc.programs.sizes import BATCH
+from dsgc.programs.values import Chosen, Packed, Rows, Source
+from dsgc.programs.writer import Lists, Writer
 
 __all__ = ["convolution", "pack", "pool"]
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dsgc.codegen import families
-from dsgc.exporter.values import Packed, Rows
-from dsgc.exporter.writer import Writer
 from dsgc.passes.patterns import has_hooks, module_of
+from dsgc.programs.values import Packed, Rows
+from dsgc.programs.writer import Writer
 
 __all__ = ["Applied", "apply", "apply_packed", "concatenate", "function_of", "softmax"]
 

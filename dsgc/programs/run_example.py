@@ -26,6 +26,6 @@ class _Keeper(ShapeRecorder):
 def run_example(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
     """What every node of `graph` makes of `inputs`; shapes are noted in `node.meta`."""
     keeper = _Keeper(graph)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         keeper.run(*inputs)
     return keeper.made

@@ -20,12 +20,12 @@ from dsgc.codegen.tiles import (
     SKIP_SAMPLES,
     SKIP_STRIP,
 )
-from dsgc.exporter.program import View
-from dsgc.exporter.sizes import BATCH
-from dsgc.exporter.values import Rows
-from dsgc.exporter.writer import Writer
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.passes.patterns import Pool
+from dsgc.programs.program import View
+from dsgc.programs.sizes import BATCH
+from dsgc.programs.values import Rows
+from dsgc.programs.writer import Writer
 
 __all__ = [
     "adaptive_average",

@@ -12,12 +12,12 @@ from dsgc.codegen import families
 from dsgc.codegen.cpu.layout import Geometry, blocks_of
 from dsgc.codegen.cpu.selection import FOUR, score_weight
 from dsgc.codegen.tiles import DENSE_BLOCK, PROJECTED_LANES, ranking_kernel
-from dsgc.exporter.errors import unsupported
-from dsgc.exporter.program import View
-from dsgc.exporter.sizes import BATCH
-from dsgc.exporter.values import Chosen, Rows, Source
-from dsgc.exporter.writer import Writer, filled
 from dsgc.ops.layout import ceil_div, conv_output_size
+from dsgc.programs.errors import unsupported
+from dsgc.programs.program import View
+from dsgc.programs.sizes import BATCH
+from dsgc.programs.values import Chosen, Rows, Source
+from dsgc.programs.writer import Writer, filled
 from dsgc.select import Selector
 
 __all__ = ["check_selection", "select"]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dsgc.exporter.recognise import own_operator
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import RecomputedConv2d
 from dsgc.passes.patterns import batch_norm, layer_module, module_of, remove_dead
+from dsgc.programs.recognise import own_operator
 
 __all__ = ["fold_norms"]
 

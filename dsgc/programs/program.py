@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dsgc.codegen.families import Family
-from dsgc.exporter.sizes import Size, SizeLike, as_size, product
+from dsgc.programs.sizes import Size, SizeLike, as_size, product
 from dsgc_runtime.manifest import DTYPES
 
-__all__ = ["Argument", "Call", "Program", "Read", "View"]
+__all__ = ["Argument", "Call", "Emitted", "Program", "Read", "View"]
 
 _TYPES = {
     torch.float32: "float32",
@@ -175,3 +175,37 @@ class Program:
             operator, left, right = size.value
             return Size((operator, self._largest(left), self._largest(right)))
         return size
+
+
+class Emitted:
+    """A program with its inputs and outputs.
+
+    Attributes:
+        inputs: the buffers that callers fill, by argument name.
+        outputs: the buffers with results, in the order of the model's flattened result.
+        sparsity: the part of its neurons that a sparse layer leaves out, by layer.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.inputs: dict[str, View] = {}
+        self.outputs: list[View] = []
+        self.sparsity: dict[str, float] = {}
+
+    def json(self) -> dict[str, Any]:
+        """The part of a manifest that says what is computed."""
+        program = self.program
+        lifetimes = program.lifetimes(self.outputs)
+        return {
+            "inputs": [_port(name, view) for name, view in self.inputs.items()],
+            "outputs": [_port(f"output{i}", view) for i, view in enumerate(self.outputs)],
+            "buffers": [
+                {"bytes": size.json(), "first": first, "last": last}
+                for size, (first, last) in zip(program.buffers, lifetimes, strict=True)
+            ],
+            "program": [instruction.json() for instruction in program.instructions],
+        }
+
+
+def _port(name: str, view: View) -> dict[str, Any]:
+    return {"name": name, **view.json()}

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dsgc.exporter.errors import unsupported
 from dsgc.ops.layout import in_order_of
 from dsgc.ops.normalization import PackedBatchNorm, running_affine
 from dsgc.ops.spec import ACTS
@@ -22,6 +21,7 @@ from dsgc.passes.patterns import (
     shape_of,
     signature_arguments,
 )
+from dsgc.programs.errors import unsupported
 from dsgc.tracing.mode_dropout import ModeDropout
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "changes_nothing",
     "channel_padding",
     "is_fleeting",
+    "is_known_module",
     "joined_along_channels",
     "own_operator",
     "pixel_steps",
@@ -157,3 +158,10 @@ def pixel_steps(index: Any) -> tuple[int, int] | None:
         return None
     steps = [part.step or 1 for part in index]
     return (steps[2], steps[3]) if steps[:2] == [1, 1] and min(steps) > 0 else None
+
+
+def is_known_module(module: nn.Module) -> bool:
+    """Whether a module is one of torch's or dsgc's layers, or derived from one of torch's."""
+    classes = [cls.__module__.partition(".")[0] for cls in type(module).__mro__]
+    own = type(module).__module__.partition(".")[0]
+    return own == "dsgc" or "torch" in classes[: type(module).__mro__.index(nn.Module)]

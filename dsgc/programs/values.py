@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dsgc.codegen.tiles import DENSE_BLOCK
-from dsgc.exporter.program import View
-from dsgc.exporter.sizes import BATCH, Size
 from dsgc.ops.layout import ceil_div
+from dsgc.programs.program import View
+from dsgc.programs.sizes import BATCH, Size
 
 __all__ = ["Chosen", "Packed", "Rows", "Source", "row_width"]
 

@@ -1,0 +1,161 @@
+"""Inference: the program of a lowered graph in the graph's place, wherever that gives the same."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dsgc.bank import SelectorBank
+from dsgc.codegen.tiles import FEW_ROWS, SKIP_SAMPLES
+from dsgc.errors import ExportError
+from dsgc.watch import profiler_is_on
+from dsgc.written import Weights, WrittenState
+
+if TYPE_CHECKING:
+    from dsgc.programs.live import LiveProgram
+
+__all__ = ["Inference"]
+
+_FEW_CALLS = 8  # that a program must serve for making it to have been worth the time
+_MOST_WAITS = 32
+
+
+@dataclass
+class _Made:
+    """A program, and what it was made for."""
+
+    program: LiveProgram
+    state: tuple[object, ...]
+    calls: int = 0
+
+
+@dataclass
+class _Graph:
+    """The programs of one graph, by the size of batches, and whether to make more."""
+
+    made: dict[int, _Made] = field(default_factory=dict)
+    state: tuple[object, ...] = ()
+    calls: int = 0
+    waits: int = 0
+    refused: str = ""
+
+    def drop(self) -> None:
+        """Give the programs up; those to come wait longer where these were hardly used."""
+        if self.made:
+            hardly = any(one.calls < _FEW_CALLS for one in self.made.values())
+            self.waits = min(_MOST_WAITS, 2 * self.waits + 1) if hardly else 0
+        self.made.clear()
+
+
+class Inference:
+    """Runs lowered graphs as programs, whose kernels follow each other without torch in between.
+
+    A program holds weights as kernels want them, batch norms folded in. It is made when a graph is
+    first called for inference, which takes about as long as a few calls, and again after weights
+    were written; where that happens every few calls, the graph itself runs for a while.
+
+    Args:
+        model: the dense one inside.
+        bank: its selectors.
+    """
+
+    def __init__(self, model: nn.Module, bank: SelectorBank) -> None:
+        self._model, self._bank = model, bank
+        self._modules = list(model.modules())
+        self._names = [name for name, _ in model.named_modules()]
+        self._weights = Weights(model)
+        self._graphs: weakref.WeakKeyDictionary[fx.GraphModule, _Graph] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lock = threading.Lock()
+
+    def is_wanted(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether a call with these inputs is inference, which nobody follows node by node."""
+        if self._bank.holding or any(module.training for module in self._modules):
+            return False
+        if not all(type(x) is Tensor and x.dtype == torch.float32 for x in tensors):
+            return False
+        batches = {x.shape[0] if x.dim() else 0 for x in tensors}
+        if len(batches) != 1 or 0 in batches or _is_observed():
+            return False
+        needed = any(x.requires_grad for x in tensors) or self._weights.need_gradient()
+        return not (torch.is_grad_enabled() and needed)
+
+    def program(self, graph: fx.GraphModule, tensors: Sequence[Tensor]) -> LiveProgram | None:
+        """The program of a graph for these inputs, made if need be; None if there is none."""
+        with self._lock:
+            about = self._graphs.setdefault(graph, _Graph())
+            written = None if about.refused else self._weights.now()
+            if written is None:
+                return None
+            state, size = self._state(written), _size_of(len(tensors[0]))
+            found = about.made.get(size)
+            if found is None or found.state != state:
+                found = self._make(graph, about, state, size, tensors)
+            if found is None:
+                return None
+            found.calls += 1
+            return found.program
+
+    def run(self, program: LiveProgram, tensors: Sequence[Tensor]) -> Any:
+        """The results of a program."""
+        around = torch.profiler.record_function if profiler_is_on() else None
+        return program(tensors, around)
+
+    def forget(self) -> None:
+        """Give the memory of all programs back."""
+        with self._lock:
+            for about in self._graphs.values():
+                about.drop()
+
+    def _state(self, written: WrittenState) -> tuple[object, ...]:
+        winners = tuple(selector.winners for selector in self._bank.selectors)
+        return (*written, winners)
+
+    def _make(
+        self,
+        graph: fx.GraphModule,
+        about: _Graph,
+        state: tuple[object, ...],
+        size: int,
+        tensors: Sequence[Tensor],
+    ) -> _Made | None:
+        """A new program, unless weights change so often that it would not be worth its time."""
+        if state != about.state:
+            about.drop()
+            about.state, about.calls = state, 0
+        about.calls += 1
+        if about.calls <= about.waits:
+            return None
+        from dsgc.programs.live import LiveProgram
+
+        try:
+            with torch.no_grad():
+                made = _Made(LiveProgram(graph, tensors, self._names), state)
+        except ExportError as error:
+            about.refused = str(error)
+            return None
+        about.made[size] = made
+        return made
+
+
+def _size_of(batch: int) -> int:
+    """Batches of the same size in this sense are served by the same kernels."""
+    return (batch > SKIP_SAMPLES) + (batch > FEW_ROWS)
+
+
+def _is_observed() -> bool:
+    """Whether somebody follows torch's operations, which programs have none of."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )

@@ -1,0 +1,415 @@
+"""Inference runs programs of the lowered graphs: the same results, whatever happened to weights."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import dsgc
+from dsgc.programs.live import LiveProgram
+
+X = torch.randn(6, 5, 12, 12, generator=torch.Generator().manual_seed(5))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(5, 32, 3, padding=1)
+        self.norm = nn.BatchNorm2d(32)
+        self.conv1 = nn.Conv2d(32, 64, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(64)
+        self.conv2 = nn.Conv2d(64, 48, 3, padding=1)
+        self.fc = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 2)
+        x = F.relu(self.conv2(x)).mean((2, 3))
+        return self.fc(x)
+
+
+def trained(model: nn.Module | None = None) -> dsgc.SparseModule:
+    """A sparse network in eval mode whose running statistics are not those of the beginning."""
+    torch.manual_seed(0)
+    config = dsgc.SparsityConfig(rules={"re:.*conv.*": 0.6}, block=8)
+    sparse = dsgc.compile(model or Net(), config=config, backend="tvm")
+    for _ in range(2):
+        sparse(X)
+    return sparse.eval()
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What was done with programs: "made" and "run"."""
+    done: list[str] = []
+    make, call = LiveProgram.__init__, LiveProgram.__call__
+
+    def made(self: LiveProgram, *args: Any) -> None:
+        make(self, *args)
+        done.append("made")
+
+    def run(self: LiveProgram, *args: Any) -> Any:
+        done.append("run")
+        return call(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveProgram, "__init__", made)
+        patch.setattr(LiveProgram, "__call__", run)
+        yield done
+
+
+def by_graph(sparse: dsgc.SparseModule, x: Tensor) -> Any:
+    """What the lowered graph itself makes: with gradients there is no program."""
+    return sparse(x.clone().requires_grad_())
+
+
+@torch.no_grad()
+def assert_right(sparse: dsgc.SparseModule, x: Tensor = X) -> None:
+    with torch.enable_grad():
+        expected = by_graph(sparse, x).detach()
+    torch.testing.assert_close(sparse(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5, 300])
+def test_a_program_computes_what_the_graph_does(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse = trained()
+    x = torch.randn(batch, 5, 12, 12)
+    with counted(monkeypatch) as done:
+        assert_right(sparse, x)
+    assert done == ["made", "run"]
+
+
+def test_equal_inputs_have_equal_results_from_the_first_call_on() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        first = sparse(X)
+        assert all(torch.equal(sparse(X), first) for _ in range(3))
+        assert torch.equal(sparse(X.to(memory_format=torch.channels_last)), first)
+    with torch.inference_mode():
+        assert torch.equal(sparse(X), first)
+
+
+def test_frozen_networks_need_no_context() -> None:
+    sparse = trained().requires_grad_(False)
+    found = sparse(X)
+    assert not found.requires_grad
+    with torch.no_grad():
+        assert torch.equal(sparse(X), found)
+
+
+def test_gradients_flow_in_eval_mode() -> None:
+    sparse = trained()
+    sparse(X).sum().backward()
+    assert all(p.grad is not None for p in sparse.parameters())
+
+
+def _step(sparse: dsgc.SparseModule) -> None:
+    optimizer = torch.optim.SGD(sparse.parameters(), lr=0.5)
+    sparse(X).square().sum().backward()
+    optimizer.step()
+
+
+def _fill_through_data(sparse: dsgc.SparseModule) -> None:
+    sparse.conv2.weight.data.mul_(2.0)
+
+
+def _write_with_numpy(sparse: dsgc.SparseModule) -> None:
+    sparse.fc.bias.detach().numpy()[:] += 1.0
+
+
+def _replace(sparse: dsgc.SparseModule) -> None:
+    sparse.conv1.weight = nn.Parameter(sparse.conv1.weight.detach() * -1.0)
+
+
+def _set_data(sparse: dsgc.SparseModule) -> None:
+    sparse.conv1.weight.data = sparse.conv1.weight.detach() * -1.0
+
+
+def _move_statistics(sparse: dsgc.SparseModule) -> None:
+    sparse.norm1.running_mean += 1.0
+
+
+def _set_eps(sparse: dsgc.SparseModule) -> None:
+    sparse.norm1.eps = 1.0
+
+
+def _load(sparse: dsgc.SparseModule) -> None:
+    state = {name: value.clone() for name, value in sparse.state_dict().items()}
+    state["stem.weight"] *= -1.0
+    sparse.load_state_dict(state)
+
+
+def _train(sparse: dsgc.SparseModule) -> None:
+    sparse.train()
+    _step(sparse)
+    sparse.eval()
+
+
+def _reach_in(sparse: dsgc.SparseModule) -> None:
+    sparse.fc = nn.Linear(48, 10)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _step, _fill_through_data, _write_with_numpy, _replace, _set_data, _move_statistics,
+        _set_eps, _load, _train, _reach_in,
+    ],
+)  # fmt: skip
+def test_whatever_is_written_counts_at_once(write: Callable[[dsgc.SparseModule], None]) -> None:
+    sparse = trained()
+    with torch.no_grad():
+        before = sparse(X)
+    write(sparse)
+    with torch.no_grad():
+        assert not torch.allclose(sparse(X), before, atol=1e-3)
+    assert_right(sparse)
+
+
+def test_weights_that_change_all_the_time_are_not_worth_a_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sparse = trained()
+    with counted(monkeypatch) as done, torch.no_grad():
+        for _ in range(12):
+            sparse.fc.bias.add_(1.0)
+            sparse(X)
+        assert 0 < done.count("made") < 4
+        for _ in range(40):
+            sparse(X)
+        assert done[-1] == "run"
+        assert_right(sparse)
+
+
+def test_programs_are_dropped_when_training_goes_on() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        sparse(X)
+    programs = [weakref.ref(one) for one in gc.get_objects() if type(one) is LiveProgram]
+    assert any(program() is not None for program in programs)
+    sparse.train()
+    gc.collect()
+    assert all(program() is None for program in programs)
+
+
+class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_follows_operations_sees_them() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        sparse(X)
+        with _Follow() as follow:
+            sparse(X)
+        assert any("dsgc_cpu.conv2d" in name for name in follow.seen)
+        with FlopCounterMode(display=False) as flops:
+            sparse(X)
+        assert flops.get_total_flops() > 0
+
+
+def test_hooks_run() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        before = sparse(X)
+        calls: list[torch.Size] = []
+        handle = sparse.conv1.register_forward_hook(lambda *a: calls.append(a[2].shape))
+        sparse(X)
+        assert calls == [torch.Size((6, 64, 12, 12))]
+        handle.remove()
+        torch.testing.assert_close(sparse(X), before, rtol=1e-5, atol=1e-5)
+        assert len(calls) == 1
+
+
+class Noting(nn.Module):
+    """Code that is not to be run more often than the model is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(len(x))
+        return F.dropout(x, 0.5)
+
+
+def test_own_code_runs_once_a_call() -> None:
+    model = Net()
+    model.noting = Noting()
+    sparse = trained(_Noted(model))
+    noting = sparse.get_submodule("net.noting")
+    assert isinstance(noting, Noting)
+    noting.calls.clear()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        first = sparse(X)
+        torch.manual_seed(3)
+        assert torch.equal(sparse(X), first)
+    assert noting.calls == [6, 6]
+
+
+class _Noted(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(self.net.noting(x))  # type: ignore[operator]
+
+
+def test_part_of_the_model_in_training_mode_is_no_inference() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        sparse(X)
+        sparse.norm1.train()
+        before = sparse.norm1.running_mean.clone()
+        sparse(X)
+        assert not torch.equal(sparse.norm1.running_mean, before)
+
+
+def test_held_selections_are_kept() -> None:
+    sparse = trained()
+    with torch.no_grad(), sparse.hold_selection():
+        first = sparse(X)
+        again = sparse(X * 2.0)
+    assert_right(sparse)
+    assert first.shape == again.shape
+    assert set(sparse.selections(X)) == {"conv1", "conv2"}
+
+
+class Several(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = F.relu(self.norm1(self.conv1(F.relu(self.norm(self.stem(x))))))
+        return {"map": y, "more": [self.fc(F.relu(self.conv2(y)).mean((2, 3))), (y.mean((2, 3)),)]}
+
+
+def test_results_are_arranged_as_the_model_arranges_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = trained(Several())
+    with torch.no_grad(), counted(monkeypatch) as done:
+        found = sparse(X)
+        assert done == ["made", "run"]
+        with torch.enable_grad():
+            expected = by_graph(sparse, X)
+    assert type(found) is dict
+    assert [type(one) for one in (found["more"], found["more"][1])] == [list, tuple]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+class Unusual(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return torch.cumsum(y, 1)
+
+
+def test_what_no_program_can_hold_runs_as_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = trained(Unusual())
+    with torch.no_grad(), counted(monkeypatch) as done:
+        assert sparse(X).shape == (6, 10)
+    assert done == []
+    assert_right(sparse)
+
+
+class Twice(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y, y
+
+
+def test_a_tensor_given_back_twice_stays_one() -> None:
+    sparse = trained(Twice())
+    with torch.no_grad():
+        first, second = sparse(X)
+    assert first is second
+
+
+def test_inputs_that_are_no_plain_batch() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        whole = sparse(X)
+        flipped = torch._neg_view(-X)
+        torch.testing.assert_close(sparse(flipped), whole)
+        torch.testing.assert_close(sparse(X.flip(0).flip(0)), whole)
+        torch.testing.assert_close(sparse(X.repeat(1, 1, 2, 2)[..., :12, :12]), whole)
+        assert sparse(X[:0]).shape == (0, 10)
+        assert sparse(X).data_ptr() != sparse(X).data_ptr()
+
+
+def test_results_may_be_written_to() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        first = sparse(X)
+        kept = first.clone()
+        first.zero_()
+        assert torch.equal(sparse(X), kept)
+
+
+def test_several_threads_at_once() -> None:
+    sparse = trained()
+    inputs = [torch.randn(n, 5, 12, 12) for n in (1, 2, 3, 6) * 3]
+    with torch.no_grad():
+        expected = [sparse(x) for x in inputs]
+    found: dict[int, Tensor] = {}
+
+    def work(i: int) -> None:
+        with torch.no_grad():
+            for _ in range(5):
+                found[i] = sparse(inputs[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, one in enumerate(expected):
+        torch.testing.assert_close(found[i], one, rtol=1e-5, atol=1e-5)
+
+
+def test_the_profiler_sees_layers() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        sparse(X)
+        with torch.profiler.profile() as profile:
+            sparse(X)
+    names = {event.name for event in profile.events()}
+    assert any(name.startswith("conv1: ") for name in names)
+
+
+def test_autocast_computes_in_float32() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        expected = sparse(X)
+        with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="autocast"):
+            found = sparse(X)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
+def test_copies_have_programs_of_their_own() -> None:
+    import copy
+
+    sparse = trained()
+    with torch.no_grad():
+        before = sparse(X)
+        twin = copy.deepcopy(sparse)
+        twin.fc.bias.add_(1.0)
+        torch.testing.assert_close(twin(X), before + 1.0, rtol=1e-5, atol=1e-5)
+        assert torch.equal(sparse(X), before)
