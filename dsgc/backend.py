@@ -25,6 +25,7 @@ class Backend:
 
     def __init__(self, model: nn.Module, asked: str) -> None:
         self.model, self.asked = model, asked
+        self._parameters = [(path, m._parameters) for path, m in model.named_modules()]
         self._warned = False
         self._without_kernels = ""
 
@@ -76,10 +77,13 @@ class Backend:
                 return f"input {i} is on {tensor.device}, generated kernels run on the CPU"
             if tensor.is_floating_point() and tensor.dtype not in allowed:
                 return f"input {i} is {tensor.dtype}, generated kernels compute in float32"
-        for name, parameter in self.model.named_parameters():
-            if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        for path, table in self._parameters:
+            for name, parameter in table.items():
+                if parameter is None or (parameter.is_cpu and parameter.dtype is torch.float32):
+                    continue
                 where = f"{parameter.dtype} on {parameter.device}"
-                return f"parameter {name} is {where}, generated kernels work on float32 on the CPU"
+                full = f"{path}.{name}" if path else name
+                return f"parameter {full} is {where}, generated kernels work on float32 on the CPU"
         return ""
 
 

@@ -14,7 +14,7 @@ from dsgc.codegen.tiles import suits_few_rows
 from dsgc.config import LayerSettings
 from dsgc.passes.context import Context, LayerDecision
 from dsgc.passes.geometry import Geometry, conv_padding, search_cost
-from dsgc.passes.layer_cost import WORTH, Cost, layer_cost, row_cost
+from dsgc.passes.layer_cost import WORTH, Cost, inference_cost, layer_cost, row_cost
 from dsgc.passes.patterns import (
     batch_norm,
     elementwise,
@@ -116,6 +116,7 @@ class _Candidate:
     search: float
     rows: int
     few_rows: bool
+    inference: bool
 
     @property
     def made(self) -> float:
@@ -124,10 +125,11 @@ class _Candidate:
 
     def cost(self, read: float) -> Cost:
         """Relative to the dense layer, for an input of density `read`."""
-        if self.few_rows:
-            return row_cost(self.geometry, self.search, read, self.made, self.rows)
+        what = (self.geometry, self.search, read, self.made, self.rows)
         block = self.settings.block
-        return layer_cost(self.geometry, self.search, read, self.made, self.rows, block)
+        if self.inference:
+            return inference_cost(*what, block, self.few_rows)
+        return row_cost(*what) if self.few_rows else layer_cost(*what, block)
 
 
 class _Chooser:
@@ -207,7 +209,8 @@ class _Chooser:
             rows, geometry.window, geometry.out_channels, block
         )
         pays = replace(chosen, sparse=True, reason="it pays")
-        return _Candidate(pays, dense, geometry, settings, cost, rows, few)
+        inference = not self.context.model.training
+        return _Candidate(pays, dense, geometry, settings, cost, rows, few, inference)
 
 
 def _only_reader(node: fx.Node, density: float) -> tuple[fx.Node | None, float]:

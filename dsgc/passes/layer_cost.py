@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dsgc.passes.geometry import Geometry
 
-__all__ = ["WORTH", "Cost", "layer_cost", "row_cost"]
+__all__ = ["WORTH", "Cost", "inference_cost", "layer_cost", "row_cost"]
 
 # The cost of a sparse training step of a layer with its batch norm and ReLU, as a part of the dense
 # one, fitted to measurements of networks of equal layers (3x3 and 1x1, 32 to 512 channels, chains
@@ -24,6 +24,10 @@ _STREAM = 25.0  # multiply-adds for which a dense product of few rows waits, for
 _STREAM_MAPS = 80.0  # the same for a convolution, which lays weights out
 _STREAM_ROWS = 1024  # rows from which it no longer waits
 _FEWEST_ROWS = 16  # and up to which it waits no longer than for so many
+# For inference, of the dense layer of a program (dsgc.inference), which has its weights as it wants
+# them: both sides wait for those that they read.
+_WAIT = 30.0  # multiply-adds for which a kernel waits, for each weight
+_FIXED_INFERENCE = 8e6  # multiply-adds that calling the kernels of one layer costs
 
 
 class Cost(NamedTuple):
@@ -53,11 +57,7 @@ def layer_cost(
         rows: positions of a batch.
         block: of the output.
     """
-    if block == 1:
-        work = made * _NEURON_WORK
-    else:
-        # A packed kernel of which too little is left out reads a dense map instead.
-        work = made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK))
+    work = _work(read, made, block)
     calls = _RELAYOUT / max(1, rows) + _calls(geometry, rows)
     cost = Cost(_SEARCH * search, work, _touch(geometry, read, made), calls)
     if geometry.map_size or rows >= _STREAM_ROWS:
@@ -71,6 +71,32 @@ def row_cost(geometry: Geometry, search: float, read: float, made: float, rows: 
     """:func:`layer_cost` of a linear layer of few rows."""
     touch, calls = _touch(geometry, read, made), _calls(geometry, rows)
     return Cost(_SEARCH * search, _ROW_WORK * made, touch, calls)
+
+
+def inference_cost(
+    geometry: Geometry, search: float, read: float, made: float, rows: int, block: int, few: bool
+) -> Cost:
+    """The cost of a layer in a forward pass alone; `few`: it is a linear layer of few rows.
+
+    The other arguments are those of :func:`layer_cost`.
+    """
+    rows = max(1, rows)
+    reached = (1.0 - (1.0 - made) ** rows) * (1.0 if few else 1.0 - (1.0 - read) ** rows)
+    fixed = _FIXED_INFERENCE / (rows * geometry.window * geometry.out_channels)
+    cost = Cost(
+        _SEARCH * search,
+        _ROW_WORK * made if few else _work(read, made, block),
+        _touch(geometry, read, made),
+        _WAIT * reached / rows + fixed,
+    )
+    return Cost(*(part / (1.0 + _WAIT / rows) for part in cost))
+
+
+def _work(read: float, made: float, block: int) -> float:
+    if block == 1:
+        return made * _NEURON_WORK
+    # A packed kernel of which too little is left out reads a dense map instead.
+    return made * (_WORK if read == 1.0 else min(_PACKED_WORK * read, _WORK))
 
 
 def _touch(geometry: Geometry, read: float, made: float) -> float:
