@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import os
 from collections.abc import Sequence
 from importlib import metadata
@@ -19,6 +21,7 @@ __all__ = [
     "compile_family",
     "compile_functions",
     "kernels_key",
+    "known_host_target",
     "write_object",
 ]
 
@@ -69,6 +72,23 @@ def build_object(family: Family, cache: KernelCache, target: CpuTarget | None = 
     return cache.get(
         key, lambda path: write_object(family, target or host_target(), path), "kernels.o"
     )
+
+
+def known_host_target(cache: KernelCache) -> CpuTarget:
+    """:func:`host_target`, from the disk cache if it is there: TVM, which finds it, takes seconds
+    and 200 MB to import.
+
+    Raises:
+        KernelError: if it can neither be found nor written.
+    """
+
+    def note(path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(host_target())), encoding="utf-8")
+
+    noted = cache.get(kernels_key("host"), note, "target.json").read_text(encoding="utf-8")
+    fields = json.loads(noted)
+    pairs = [(k, tuple(v) if isinstance(v, list) else v) for k, v in fields.pop("options")]
+    return CpuTarget(**fields, options=tuple(pairs))
 
 
 def kernels_key(name: str, target: CpuTarget | None = None, files: tuple[Path, ...] = ()) -> str:

@@ -179,7 +179,8 @@ def _write(
         members = {
             "graph.txt": graph.encode(),
             "kernels.so": (folder / "kernels.so").read_bytes(),
-            "weights.safetensors": save_tensors(dict(constants)),
+            # Copies: tensors that share memory cannot be stored.
+            "weights.safetensors": save_tensors({k: t.clone() for k, t in constants.items()}),
         }
         manifest["files"] = {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

@@ -12,8 +12,7 @@ import tvm_ffi
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from dsgc.codegen import cpu_libraries
-from dsgc.codegen.target import host_target
+from dsgc.codegen import cpu_libraries, release_memory
 from dsgc.programs.emit import emit
 from dsgc.programs.errors import unsupported
 from dsgc.programs.fold_norms import fold_norms
@@ -52,11 +51,13 @@ class LiveProgram:
         self, graph: fx.GraphModule, inputs: Sequence[Tensor], layers: Sequence[str]
     ) -> None:
         self._result = _result_of(graph)
-        emitted = emit(fold_norms(graph), [_plain(x) for x in inputs], host_target(), layers)
+        libraries = cpu_libraries()
+        example = [_plain(x) for x in inputs]
+        emitted = emit(fold_norms(graph), example, libraries.target, layers)
         self._manifest = _manifest(emitted, int(inputs[0].shape[0]))
         constants = {name: t.numpy() for name, t in emitted.program.constants.items()}
-        libraries = cpu_libraries()
         kernels = {n: libraries(family, n) for n, family in emitted.program.families.items()}
+        release_memory()  # what running the example took
         self._sessions = Sessions(self._manifest, constants, _Kernels(kernels))
 
     def __call__(self, inputs: Sequence[Tensor], around: Around | None = None) -> Any:

@@ -125,7 +125,7 @@ class Program:
         return View(len(self.buffers) - 1, dtype, sizes)
 
     def constant(self, tensor: Tensor, name: str) -> View:
-        """A tensor that is kept in the artifact; an equal one of that name is kept once."""
+        """A tensor to keep, perhaps a parameter's own; an equal one of that name is kept once."""
         stored = tensor.detach().contiguous()
         count, unique = 0, name
         while unique in self.constants:
@@ -135,8 +135,7 @@ class Program:
             count += 1
             unique = f"{name}.{count}"
         else:
-            # A copy: constants that share memory cannot be stored.
-            self.constants[unique] = stored.clone()
+            self.constants[unique] = stored
         return View(unique, _TYPES[stored.dtype], tuple(Size(n) for n in stored.shape))
 
     def call(self, family: Family, kernel: str, *arguments: View | SizeLike | float) -> None:

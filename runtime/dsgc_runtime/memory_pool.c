@@ -12,6 +12,9 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 enum { kGranule = 2 << 20 }; /* a large page: fewer faults, fewer misses of address translation */
 
@@ -105,12 +108,15 @@ DLManagedTensor* dsgc_take_floats(int64_t count) {
   return &block->tensor;
 }
 
-/* Returns all waiting memory to the system; the bytes returned. */
+/* Returns all waiting memory to the system, and what the C library holds free; the bytes of the first. */
 int64_t dsgc_release_memory(void) {
   pthread_mutex_lock(&lock);
   size_t released = waiting_bytes;
   while (waiting) drop_oldest();
   most_in_use = in_use;
   pthread_mutex_unlock(&lock);
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
   return (int64_t)released;
 }

@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import dsgc_runtime
-from dsgc.codegen.build import build_library, kernels_key
+from dsgc.codegen.build import build_library, kernels_key, known_host_target
 from dsgc.codegen.cache import KernelCache
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import CpuTarget
@@ -69,6 +69,11 @@ class Libraries:
                 spent = 1e3 * (time.perf_counter() - begun)
                 _log.info("kernel %s of %s: %.1f ms to have it", name, family.name, spent)
         return kernel
+
+    @property
+    def target(self) -> CpuTarget:
+        """The CPU that kernels are compiled for."""
+        return self._target or known_host_target(self._cache)
 
     def _module(self, family: Family) -> Any:
         if family.name not in self._modules:
