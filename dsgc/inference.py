@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from dsgc.bank import SelectorBank
 from dsgc.codegen.tiles import FEW_ROWS, SKIP_SAMPLES
 from dsgc.errors import ExportError
+from dsgc.select import mark_of
 from dsgc.watch import profiler_is_on
 from dsgc.written import Weights, WrittenState
 
@@ -32,6 +33,7 @@ class _Made:
 
     program: LiveProgram
     state: tuple[object, ...]
+    sums: list[int]
     calls: int = 0
 
 
@@ -108,6 +110,15 @@ class Inference:
         around = torch.profiler.record_function if profiler_is_on() else None
         return program(tensors, around)
 
+    def verify(self) -> None:
+        """Drop programs whose weights were changed in a way that a call does not notice."""
+        with self._lock:
+            made = [(about, one) for about in self._graphs.values() for one in about.made.values()]
+            sums = self._weights.sums() if made else []
+            for about, one in made:
+                if one.sums != sums:
+                    about.drop()
+
     def forget(self) -> None:
         """Give the memory of all programs back."""
         with self._lock:
@@ -115,8 +126,10 @@ class Inference:
                 about.drop()
 
     def _state(self, written: WrittenState) -> tuple[object, ...]:
-        winners = tuple(selector.winners for selector in self._bank.selectors)
-        return (*written, winners)
+        selectors = self._bank.selectors
+        drawn = [one.projection for one in selectors if one.settings.selector == "drs"]
+        marks = tuple(mark_of(one) for one in drawn if one is not None)
+        return (*written, tuple(one.winners for one in selectors), marks)
 
     def _make(
         self,
@@ -137,7 +150,8 @@ class Inference:
 
         try:
             with torch.no_grad():
-                made = _Made(LiveProgram(graph, tensors, self._names), state)
+                program = LiveProgram(graph, tensors, self._names)
+                made = _Made(program, state, self._weights.sums())
         except ExportError as error:
             about.refused = str(error)
             return None

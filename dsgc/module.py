@@ -333,8 +333,8 @@ class SparseModule(StandIn):
         if not mode:
             self._bank.follow()
             self._bank.refresh()
-        elif self._built is not None:
-            self._built.inference.forget()
+        if self._built is not None:
+            self._built.inference.forget() if mode else self._built.inference.verify()
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -39,10 +39,10 @@ class Net(nn.Module):
         return self.fc(x)
 
 
-def trained(model: nn.Module | None = None) -> dsgc.SparseModule:
+def trained(model: nn.Module | None = None, selector: str = "svd") -> dsgc.SparseModule:
     """A sparse network in eval mode whose running statistics are not those of the beginning."""
     torch.manual_seed(0)
-    config = dsgc.SparsityConfig(rules={"re:.*conv.*": 0.6}, block=8)
+    config = dsgc.SparsityConfig(rules={"re:.*conv.*": 0.6}, block=8, selector=selector)
     sparse = dsgc.compile(model or Net(), config=config, backend="tvm")
     for _ in range(2):
         sparse(X)
@@ -158,6 +158,11 @@ def _train(sparse: dsgc.SparseModule) -> None:
     sparse.eval()
 
 
+def _change_a_few_numbers(sparse: dsgc.SparseModule) -> None:
+    sparse.fc.weight.data[:, 7] += 5.0
+    sparse.eval()
+
+
 def _reach_in(sparse: dsgc.SparseModule) -> None:
     sparse.fc = nn.Linear(48, 10)
 
@@ -166,7 +171,7 @@ def _reach_in(sparse: dsgc.SparseModule) -> None:
     "write",
     [
         _step, _fill_through_data, _write_with_numpy, _replace, _set_data, _move_statistics,
-        _set_eps, _load, _train, _reach_in,
+        _set_eps, _load, _train, _reach_in, _change_a_few_numbers,
     ],
 )  # fmt: skip
 def test_whatever_is_written_counts_at_once(write: Callable[[dsgc.SparseModule], None]) -> None:
@@ -176,6 +181,18 @@ def test_whatever_is_written_counts_at_once(write: Callable[[dsgc.SparseModule],
     write(sparse)
     with torch.no_grad():
         assert not torch.allclose(sparse(X), before, atol=1e-3)
+    assert_right(sparse)
+
+
+def test_drawn_projections_count_as_weights() -> None:
+    sparse = trained(selector="drs")
+    with torch.no_grad():
+        before = sparse(X)
+    for selector in sparse.get_submodule("dsgc_selectors").children():
+        selector.get_buffer("projection")[:8] = 0
+    sparse.eval()
+    with torch.no_grad():
+        assert not torch.equal(sparse(X), before)
     assert_right(sparse)
 
 
