@@ -20,6 +20,7 @@ from tvm.script import tirx as T
 
 from dsgc.codegen.kernels.pairs import AHEAD, sort_pairs, whole_vectors
 from dsgc.codegen.kernels.prefetch import fetch
+from dsgc.codegen.kernels.register_tile import add_outer, add_to_row
 from dsgc.codegen.tiles import gradient_block
 
 
@@ -144,18 +145,7 @@ def packed_convolution(
                                         # Beyond the bucket lies what an earlier one left there.
                                         later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
                                         T.evaluate(fetch(T.address_of(x[later, 0])))
-                                    acc = T.alloc_buffer((2, bo), "float32")
-                                    for v in T.vectorized(bo):
-                                        acc[0, v] = y[out, v]
-                                    for v in T.vectorized(bo):
-                                        acc[1, v] = T.float32(0)
-                                    for s in T.unroll(rows):
-                                        for v in T.vectorized(bo):
-                                            acc[s % 2, v] = (
-                                                acc[s % 2, v] + x[q, part * rows + s] * kept[s, v]
-                                            )
-                                    for v in T.vectorized(bo):
-                                        y[out, v] = acc[0, v] + acc[1, v]
+                                    add_to_row(y, out, x, q, part * rows, kept, rows, bo)
 
     return kernel
 
@@ -264,21 +254,16 @@ def packed_weight_gradient(bi: int, bo: int, held: int, by_vectors: bool) -> Any
                                 if by_vectors:
                                     later: T.let = T.cast(source[c * span + i + AHEAD], "int64")
                                     T.evaluate(fetch(T.address_of(x[later, 0])))
-                                for s in T.unroll(half):
-                                    low_row: T.let = part * rows + s
-                                    high_row: T.let = part * rows + half + s
-                                    if by_input:
-                                        for v in T.vectorized(lanes):
-                                            low[s, v] = low[s, v] + dy[out, low_row] * x[q, v]
-                                    else:
-                                        for v in T.vectorized(lanes):
-                                            low[s, v] = low[s, v] + x[q, low_row] * dy[out, v]
-                                    if rows > 1 and by_input:
-                                        for v in T.vectorized(lanes):
-                                            high[s, v] = high[s, v] + dy[out, high_row] * x[q, v]
-                                    elif rows > 1:
-                                        for v in T.vectorized(lanes):
-                                            high[s, v] = high[s, v] + x[q, high_row] * dy[out, v]
+                                if by_input:
+                                    add_outer(
+                                        *(low, high, dy, out, x, q, part * rows),
+                                        *(rows, half, lanes),
+                                    )
+                                else:
+                                    add_outer(
+                                        *(low, high, x, q, dy, out, part * rows),
+                                        *(rows, half, lanes),
+                                    )
                             for s in T.unroll(half):
                                 for v in T.vectorized(lanes):
                                     total[c, part * rows + s, v] = low[s, v]

@@ -12,6 +12,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from dsgc.codegen.kernels.prefetch import fetch
+from dsgc.codegen.kernels.register_tile import add_to_row
 from dsgc.codegen.tiles import ROW_LANES as LANES
 from dsgc.codegen.tiles import ROW_STRIP
 
@@ -173,18 +174,7 @@ def row_data_gradient(bo: int, held: int) -> Any:
                         for i in T.serial(members):
                             at: T.let = T.cast(slot[first + i], "int64")
                             q: T.let = k * rows + T.cast(sample[first + i], "int64")
-                            acc = T.alloc_buffer((2, LANES), "float32")
-                            for v in T.vectorized(LANES):
-                                acc[0, v] = total[q, v]
-                            for v in T.vectorized(LANES):
-                                acc[1, v] = T.float32(0)
-                            for s in T.unroll(depth):
-                                for v in T.vectorized(LANES):
-                                    acc[s % 2, v] = (
-                                        acc[s % 2, v] + dy[at, part * depth + s] * kept[s, v]
-                                    )
-                            for v in T.vectorized(LANES):
-                                total[q, v] = acc[0, v] + acc[1, v]
+                            add_to_row(total, q, dy, at, part * depth, kept, depth, LANES)
             for i in T.serial(rows):
                 for k in T.serial(width):
                     for v in T.vectorized(LANES):

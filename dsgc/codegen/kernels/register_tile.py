@@ -1,6 +1,7 @@
-"""Register tiles of ``members`` neighbouring positions by some channels, over a dense input.
+"""Sums in registers: tiles of ``members`` neighbouring positions by some channels, over a dense
+input; products with a kept block of weights; and blocks of a gradient.
 
-The steps that kernels with such a tile share, as macros: their arguments are buffers and numbers.
+The steps that several kernels share, as macros: their arguments are buffers and numbers.
 """
 
 from __future__ import annotations
@@ -45,3 +46,33 @@ def add_products(low, high, x, row, w, tap, depth, half, columns, tile):  # type
                 low[u, v] = low[u, v] + x[row[u], k] * w[tap, k, tile * columns + v]
             for v in T.vectorized(columns):
                 high[u, v] = high[u, v] + x[row[half + u], k] * w[tap, k, tile * columns + v]
+
+
+@T.macro
+def add_to_row(sums, at, x, q, first, kept, depth, lanes):  # type: ignore[no-untyped-def]
+    """Adds ``depth`` values of ``x[q]`` from ``first`` on, times the rows of ``kept``, to
+    ``sums[at]``: even and odd ones apart, so that not every sum waits for the one before.
+    """
+    acc = T.alloc_buffer((2, lanes), "float32")
+    for v in T.vectorized(lanes):
+        acc[0, v] = sums[at, v]
+    for v in T.vectorized(lanes):
+        acc[1, v] = T.float32(0)
+    for s in T.unroll(depth):
+        for v in T.vectorized(lanes):
+            acc[s % 2, v] = acc[s % 2, v] + x[q, first + s] * kept[s, v]
+    for v in T.vectorized(lanes):
+        sums[at, v] = acc[0, v] + acc[1, v]
+
+
+@T.macro
+def add_outer(low, high, a, i, b, j, first, rows, half, lanes):  # type: ignore[no-untyped-def]
+    """Adds ``outer(a[i, first : first + rows], b[j])`` to a block that lies in two halves, the
+    second of them empty if ``rows`` is one.
+    """
+    for s in T.unroll(half):
+        for v in T.vectorized(lanes):
+            low[s, v] = low[s, v] + a[i, first + s] * b[j, v]
+        if rows > 1:
+            for v in T.vectorized(lanes):
+                high[s, v] = high[s, v] + a[i, first + half + s] * b[j, v]
