@@ -167,7 +167,7 @@ class SelectorBank(nn.Module):
         An average of a model's weights is kept in such a way, in a copy that is never trained.
         torch.export puts tensors of its own in the place of weights: those are not looked at.
         """
-        if torch.compiler.is_compiling():
+        if not self._modules or torch.compiler.is_compiling():
             return
         if mark_of(self.step) != self._shared_at:
             for selector in self.selectors:
@@ -181,6 +181,11 @@ class SelectorBank(nn.Module):
         """Project the current weights of every layer."""
         for selector in self.selectors:
             selector.refresh()
+
+    def refresh_unless_same(self) -> None:
+        """Project the weights of the layers where they have changed, in whatever way."""
+        for selector in self.selectors:
+            selector.refresh_unless_same()
 
     def settle(self, model: nn.Module) -> None:
         """The layers of `model` have been chosen."""

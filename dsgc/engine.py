@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ class Engine:
         self.config = config
         self.decisions = decisions
         self.decided = bool(decisions)
-        self.skeletons = Skeletons(model, self.call_part)
+        part = weakref.WeakMethod(self.call_part)  # or the engine would keep itself alive
+        self.skeletons = Skeletons(model, lambda *call: _there(part())(*call))
         self.programs: KeptGraphs[Program] = KeptGraphs()
         self.gate = Gate()
         self.profiled: list[Program] | None = None
@@ -246,10 +248,11 @@ class Engine:
         self.untraced.update(traced.untraced)
         if observe is not None:
             observe("trace", traced.graph_module)
+        model, bank = self.model, self.bank  # not through self: graphs must not keep the engine
         context = Context(
-            self.model,
+            model,
             self.config,
-            lambda decision: self.bank.obtain(decision, self.model.get_submodule(decision.name)),
+            lambda decision: bank.obtain(decision, model.get_submodule(decision.name)),
             decisions=self.decisions,
             saved=self.bank.saved,
             decided=self.decided,
@@ -336,6 +339,12 @@ class Engine:
                     reason = f"it is inside {parent!r}, which stays dense: {why}"
             kind = type(module).__name__
             self.decisions[name] = LayerDecision(name, name, kind, False, reason)
+
+
+def _there(method: Callable[..., Any] | None) -> Callable[..., Any]:
+    if method is None:
+        raise RuntimeError("the module that this belongs to is gone")
+    return method
 
 
 def _run(graph: fx.GraphModule, tensors: list[Tensor]) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -10,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
 
 from dsgc.bank import SelectorBank
+from dsgc.codegen import release_memory
 from dsgc.codegen.tiles import FEW_ROWS, SKIP_SAMPLES
-from dsgc.errors import ExportError
-from dsgc.select import mark_of
+from dsgc.errors import ExportError, KernelError
+from dsgc.warn_user import warn_user
 from dsgc.watch import profiler_is_on
 from dsgc.written import Weights, WrittenState
 
@@ -23,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Inference"]
 
-_FEW_CALLS = 8  # that a program must serve for making it to have been worth the time
+_GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+_FEW_CALLS = 24  # that programs must serve for making them to have been worth the time
 _MOST_WAITS = 32
+_MOST_PROGRAMS = 4  # each holds all weights
 
 
 @dataclass
@@ -33,8 +41,9 @@ class _Made:
 
     program: LiveProgram
     state: tuple[object, ...]
-    sums: list[int]
+    sums: list[Tensor]
     calls: int = 0
+    used: int = 0
 
 
 @dataclass
@@ -47,12 +56,16 @@ class _Graph:
     waits: int = 0
     refused: str = ""
 
-    def drop(self) -> None:
-        """Give the programs up; those to come wait longer where these were hardly used."""
-        if self.made:
-            hardly = any(one.calls < _FEW_CALLS for one in self.made.values())
-            self.waits = min(_MOST_WAITS, 2 * self.waits + 1) if hardly else 0
+    def drop(self) -> bool:
+        """Give the programs up; those to come wait longer where these were hardly used. Whether
+        there were any.
+        """
+        if not self.made:
+            return False
+        hardly = sum(one.calls for one in self.made.values()) < _FEW_CALLS
+        self.waits = min(_MOST_WAITS, 2 * self.waits + 1) if hardly else 0
         self.made.clear()
+        return True
 
 
 class Inference:
@@ -75,13 +88,14 @@ class Inference:
         self._graphs: weakref.WeakKeyDictionary[fx.GraphModule, _Graph] = (
             weakref.WeakKeyDictionary()
         )
-        self._lock = threading.Lock()
+        self._lock = _ForkedLock()
+        self._clock = itertools.count(1)
 
     def is_wanted(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call with these inputs is inference, which nobody follows node by node."""
         if self._bank.holding or any(module.training for module in self._modules):
             return False
-        if not all(type(x) is Tensor and x.dtype == torch.float32 for x in tensors):
+        if not all(map(_is_plain, tensors)):
             return False
         batches = {x.shape[0] if x.dim() else 0 for x in tensors}
         if len(batches) != 1 or 0 in batches or _is_observed():
@@ -91,7 +105,7 @@ class Inference:
 
     def program(self, graph: fx.GraphModule, tensors: Sequence[Tensor]) -> LiveProgram | None:
         """The program of a graph for these inputs, made if need be; None if there is none."""
-        with self._lock:
+        with self._lock.held():
             about = self._graphs.setdefault(graph, _Graph())
             written = None if about.refused else self._weights.now()
             if written is None:
@@ -103,6 +117,7 @@ class Inference:
             if found is None:
                 return None
             found.calls += 1
+            found.used = next(self._clock)
             return found.program
 
     def run(self, program: LiveProgram, tensors: Sequence[Tensor]) -> Any:
@@ -112,24 +127,22 @@ class Inference:
 
     def verify(self) -> None:
         """Drop programs whose weights were changed in a way that a call does not notice."""
-        with self._lock:
+        with self._lock.held():
             made = [(about, one) for about in self._graphs.values() for one in about.made.values()]
             sums = self._weights.sums() if made else []
             for about, one in made:
-                if one.sums != sums:
+                if len(one.sums) != len(sums) or not all(map(torch.equal, one.sums, sums)):
                     about.drop()
 
     def forget(self) -> None:
         """Give the memory of all programs back."""
-        with self._lock:
-            for about in self._graphs.values():
-                about.drop()
+        with self._lock.held():
+            dropped = [about.drop() for about in self._graphs.values()]
+        if any(dropped):
+            release_memory()
 
     def _state(self, written: WrittenState) -> tuple[object, ...]:
-        selectors = self._bank.selectors
-        drawn = [one.projection for one in selectors if one.settings.selector == "drs"]
-        marks = tuple(mark_of(one) for one in drawn if one is not None)
-        return (*written, tuple(one.winners for one in selectors), marks)
+        return (*written, tuple((one.winners, one.changes) for one in self._bank.selectors))
 
     def _make(
         self,
@@ -155,8 +168,20 @@ class Inference:
         except ExportError as error:
             about.refused = str(error)
             return None
+        except KernelError as error:
+            about.refused = str(error)
+            warn_user(f"inference runs without a program, which is slower: {error}")
+            return None
         about.made[size] = made
+        self._make_room()
         return made
+
+    def _make_room(self) -> None:
+        """Drop the programs that were not used for longest, if there are too many."""
+        made = [(a, s, one) for a in self._graphs.values() for s, one in a.made.items()]
+        made.sort(key=lambda entry: entry[2].used or math.inf)
+        for about, size, _ in made[:-_MOST_PROGRAMS]:
+            del about.made[size]
 
 
 def _size_of(batch: int) -> int:
@@ -172,4 +197,28 @@ def _is_observed() -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or any(_GLOBAL_HOOKS)
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return (
+        type(x) is Tensor
+        and x.dtype == torch.float32
+        and x.layout is torch.strided
+        and not x._is_zerotensor()
+    )
+
+
+class _ForkedLock:
+    """A lock that is free in a forked process, whoever held it in the one that it comes from."""
+
+    def __init__(self) -> None:
+        self._of = (os.getpid(), threading.Lock())
+
+    def held(self) -> threading.Lock:
+        """The lock, to be used as a context."""
+        if self._of[0] != os.getpid():
+            self._of = (os.getpid(), threading.Lock())
+        return self._of[1]

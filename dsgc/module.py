@@ -332,7 +332,7 @@ class SparseModule(StandIn):
         self._bank.train(mode)
         if not mode:
             self._bank.follow()
-            self._bank.refresh()
+            self._bank.refresh_unless_same()
         if self._built is not None:
             self._built.inference.forget() if mode else self._built.inference.verify()
         return self

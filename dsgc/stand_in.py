@@ -178,7 +178,7 @@ class Structure:
 
 
 def _copies(tables: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(table, dict(table)) for table in tables if table]
+    return [(table, dict(table)) for table in tables]
 
 
 def _alike(now: Any, before: Any) -> bool:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dsgc.select import mark_of
+from dsgc.select import fingerprint, mark_of
 
 __all__ = ["Weights", "WrittenState"]
 
 _PLAIN = (Tensor, nn.Parameter)
+_SAMPLED = 1024  # numbers of a tensor that are looked at
 
 
 class WrittenState(NamedTuple):
     """What a model's weights were at some time: see `Weights.now`."""
 
+    tensors: object
     marks: tuple[tuple[int, int], ...]
-    samples: tuple[float, ...]
+    samples: tuple[bytes, ...]
 
 
 class Weights:
@@ -28,48 +33,55 @@ class Weights:
     def __init__(self, model: nn.Module) -> None:
         tables = [table for m in model.modules() for table in (m._parameters, m._buffers)]
         self._tables: list[dict[str, Any]] = [table for table in tables if table]
-        self._looked: tuple[tuple[tuple[int, int], ...], list[ctypes.c_float]] = ((), [])
+        self._known: list[weakref.ref[Tensor]] = []
+        self._marks: tuple[tuple[int, int], ...] = ()
+        self._sampled: list[NDArray[np.float32]] = []
+        self._same = object()
 
     def now(self) -> WrittenState | None:
         """Equal to an earlier one if nothing was written since.
 
         Torch counts what it writes, except through `.data` and what other libraries write to the
-        memory: for these a few numbers of every tensor are compared. None if there are tensors
-        that are not plain float32, or have no memory.
+        memory: for these, numbers of every tensor are compared, all of small ones and a thousand
+        spread over large ones. None if writes to a tensor are not counted at all, or it is of a
+        class of its own.
         """
         tensors = [t for table in self._tables for t in table.values() if t is not None]
-        if not all(type(t) in _PLAIN for t in tensors):
+        if any(type(t) not in _PLAIN or t.is_inference() for t in tensors):
             return None
         marks = tuple(map(mark_of, tensors))
-        known, sampled = self._looked
-        if marks != known:
-            # Addresses are only read from as long as the tensors have not moved.
-            sampled = [number for tensor in tensors for number in _samples(tensor)]
-            self._looked = marks, sampled
-        return WrittenState(marks, tuple([number.value for number in sampled]))
+        # Memory that was freed may be another tensor's by now: marks alone do not tell.
+        same = len(tensors) == len(self._known) and all(
+            known() is tensor for known, tensor in zip(self._known, tensors, strict=True)
+        )
+        if not same:
+            self._known, self._same = [weakref.ref(tensor) for tensor in tensors], object()
+        if not same or marks != self._marks:
+            # Views read memory where it is: they are made anew when a tensor has moved.
+            self._sampled = [_sample(t) for t in tensors if _is_readable(t)]
+            self._marks = marks
+        return WrittenState(self._same, marks, tuple([view.tobytes() for view in self._sampled]))
 
-    def sums(self) -> list[int]:
-        """One number for each tensor that hardly any change leaves as it is; reads all of them."""
+    def sums(self) -> list[Tensor]:
+        """A few numbers of every tensor that hardly any change leaves as they are."""
         tensors = [t for table in self._tables for t in table.values() if t is not None]
-        words = [t.detach().view(torch.int32) for t in tensors if t.dtype == torch.float32]
-        return [int(one.sum(dtype=torch.int64)) for one in words]
+        return [one for tensor in tensors for one in fingerprint(tensor)]
 
     def need_gradient(self) -> bool:
         """Whether any of them does."""
-        return any(
-            t is not None and t.requires_grad for table in self._tables for t in table.values()
-        )
+        tensors = (t for table in self._tables for t in table.values())
+        return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _samples(tensor: Tensor) -> list[ctypes.c_float]:
-    """Numbers of a tensor, as they are whenever they are looked at: the first, the last, and two
-    between.
-    """
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.numel():
-        return []
-    sizes, strides = tensor.shape, tensor.stride()
-    places = []
-    for part in (0.0, 0.31, 0.67, 1.0):
-        offset = sum(int(part * (n - 1)) * step for n, step in zip(sizes, strides, strict=True))
-        places.append(tensor.data_ptr() + 4 * offset)
-    return [ctypes.c_float.from_address(place) for place in places]
+def _is_readable(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.is_cpu and tensor.numel() > 0
+
+
+def _sample(tensor: Tensor) -> NDArray[np.float32]:
+    """A view of numbers of a tensor: all of a small one."""
+    extents = zip(tensor.shape, tensor.stride(), strict=True)
+    length = sum((size - 1) * step for size, step in extents) + 1
+    # Torch lets nobody resize what it has handed to numpy itself.
+    memory = (ctypes.c_float * length).from_address(tensor.data_ptr())
+    whole: NDArray[np.float32] = np.frombuffer(memoryview(memory), np.float32)
+    return whole[:: max(1, length // _SAMPLED)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,10 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsgc
+from dsgc.inference import _ForkedLock
 from dsgc.programs.live import LiveProgram
 
 X = torch.randn(6, 5, 12, 12, generator=torch.Generator().manual_seed(5))
@@ -163,6 +166,18 @@ def _change_a_few_numbers(sparse: dsgc.SparseModule) -> None:
     sparse.eval()
 
 
+def _swap_filters(sparse: dsgc.SparseModule) -> None:
+    weight = sparse.conv1.weight.data
+    weight[[1, 2]] = weight[[2, 1]].clone()
+    sparse.norm1.weight.data[:2] *= 3.0
+    sparse.eval()
+
+
+def _cut_channels_off(sparse: dsgc.SparseModule) -> None:
+    sparse.conv2.weight.data[20:28].zero_()
+    sparse.norm.weight.data[5:9].zero_()
+
+
 def _reach_in(sparse: dsgc.SparseModule) -> None:
     sparse.fc = nn.Linear(48, 10)
 
@@ -172,6 +187,7 @@ def _reach_in(sparse: dsgc.SparseModule) -> None:
     [
         _step, _fill_through_data, _write_with_numpy, _replace, _set_data, _move_statistics,
         _set_eps, _load, _train, _reach_in, _change_a_few_numbers,
+        _swap_filters, _cut_channels_off,
     ],
 )  # fmt: skip
 def test_whatever_is_written_counts_at_once(write: Callable[[dsgc.SparseModule], None]) -> None:
@@ -430,3 +446,221 @@ def test_copies_have_programs_of_their_own() -> None:
         twin.fc.bias.add_(1.0)
         torch.testing.assert_close(twin(X), before + 1.0, rtol=1e-5, atol=1e-5)
         assert torch.equal(sparse(X), before)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).mul(2.0)
+
+
+class Weighted(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(input, weight * 2.0, bias, self.stride, self.padding)
+
+
+class Halved(nn.Sigmoid):
+    def forward(self, input: Tensor) -> Tensor:
+        if float(input.sum()) > 1e30:
+            return input
+        return super().forward(input) * 0.5
+
+
+def _own_forward(module: nn.Module) -> nn.Module:
+    module.forward = lambda x: x * 2.0
+    return module
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Doubled(32, 32, 1), lambda: Weighted(32, 32, 1), Halved,
+        lambda: _own_forward(nn.ReLU6()), lambda: _own_forward(nn.Conv2d(32, 32, 1)),
+        lambda: nn.Sequential(Halved()),
+    ],
+)  # fmt: skip
+def test_layers_with_code_of_their_own_run_it(layer: Callable[[], nn.Module]) -> None:
+    model = Net()
+    model.norm = nn.Sequential(model.norm, layer())  # type: ignore[assignment]
+    assert_right(trained(model))
+
+
+def test_weights_that_are_not_numbers_are_seen() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        sparse.conv1.weight.fill_(torch.nan)
+        assert sparse(X).isnan().any()
+
+
+def test_weights_in_the_place_of_others_for_one_call() -> None:
+    sparse = trained()
+    weight = sparse.conv1.weight.detach()
+    for channel in range(8):
+        other = weight.clone()
+        other[:, channel] = 0.0
+        with torch.no_grad():
+            for _ in range(2):
+                found = torch.func.functional_call(sparse, {"conv1.weight": other}, (X,))
+        expected = torch.func.functional_call(
+            sparse, {"conv1.weight": other}, (X.clone().requires_grad_(),)
+        )
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+        del other
+    assert_right(sparse)
+
+
+class Folded(Net):
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Any:
+        return self.how(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda y: y.reshape(6, -1),
+        lambda y: y.view(torch.int32),
+        lambda y: y + y.view(y.size(0), 10, 1, 1),
+        lambda y: y.view(-1, 10, 1, 1)[:, :, :: y.size(1) // 5, :: y.size(1)],
+        lambda y: F.pad(y.view(-1, 10, 1, 1), (0, 0, 0, 0, y.size(1) // 2, 1)),
+    ],
+)
+def test_shapes_that_depend_on_inputs(how: Callable[[Tensor], Tensor]) -> None:
+    sparse = trained(Folded(how))
+    for batch in (6, 12):
+        x = torch.randn(batch, 5, 12, 12)
+        expected = by_graph(sparse, x).detach()
+        with torch.no_grad():
+            found = sparse(x)
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        torch.testing.assert_close(found.float(), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_without_its_kernels_the_graph_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = trained()
+
+    def fail(*args: Any) -> None:
+        raise dsgc.KernelError("no compiler")
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(LiveProgram, "__init__", fail)
+        with pytest.warns(UserWarning, match="no compiler"):
+            found = sparse(X)
+        assert torch.equal(sparse(X), found)
+    torch.testing.assert_close(found, by_graph(sparse, X).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_forward_derivatives_are_refused_as_ever() -> None:
+    sparse = trained()
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(dsgc.UnsupportedError):
+        sparse(forward_ad.make_dual(X, torch.ones_like(X)))  # type: ignore[no-untyped-call]
+
+
+def test_hooks_of_all_modules_run() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        before = sparse(X)
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, args, out: out * 2.0 if isinstance(module, nn.Linear) else None
+        )
+        try:
+            changed = sparse(X)
+        finally:
+            handle.remove()
+    torch.testing.assert_close(changed, before * 2.0, rtol=1e-5, atol=1e-5)
+
+
+def test_a_lock_is_free_in_a_child() -> None:
+    lock = _ForkedLock()
+    with lock.held():
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if lock.held().acquire(timeout=5) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+class Through(Net):
+    def forward(self, x: Tensor) -> Any:
+        return x, super().forward(x)
+
+
+def test_inputs_that_are_given_back_stay_themselves() -> None:
+    with torch.no_grad():
+        assert trained(Through())(X)[0] is X
+
+
+def test_inputs_and_results_can_be_resized() -> None:
+    sparse = trained()
+    x = X.clone()
+    with torch.no_grad():
+        found = sparse(x)
+        found.resize_(1000)
+        x.resize_(1, 5, 12, 12)
+        assert sparse(x).shape == (1, 10)
+        sparse.norm.running_mean.resize_(32)
+
+
+def test_programs_for_many_sizes_make_room_for_each_other() -> None:
+    sparse = trained()
+    sizes = (8, 10, 12, 14, 16, 18)
+    with torch.no_grad():
+        for size in sizes:
+            sparse(torch.randn(2, 5, size, size))
+    kept = [about.made for about in sparse._engine.inference._graphs.values()]
+    assert sum(len(made) for made in kept) == 4
+    assert_right(sparse, torch.randn(2, 5, 8, 8))
+
+
+def test_nothing_outlives_the_module() -> None:
+    sparse = trained()
+    with torch.no_grad():
+        sparse(X)
+    made = sparse._engine.inference._graphs
+    programs = [weakref.ref(one.program) for about in made.values() for one in about.made.values()]
+    gc.collect()
+    gc.disable()
+    try:
+        del sparse, made
+        assert [program() for program in programs] == [None]
+    finally:
+        gc.enable()
+
+
+def test_a_report_leaves_programs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = trained()
+    with torch.no_grad(), counted(monkeypatch) as done:
+        sparse(X)
+        sparse.report(X, rounds=1)
+        sparse(X)
+    assert done.count("made") == 1
+
+
+def test_a_smaller_last_batch_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = trained()
+    with torch.no_grad(), counted(monkeypatch) as done:
+        for _ in range(3):
+            for _ in range(30):
+                sparse(X)
+            sparse(X[:2])
+            sparse.train().eval()
+    assert done.count("made") == 6
+
+
+def test_a_stride_that_is_set_later_counts() -> None:
+    sparse = trained()
+    sparse.conv2.stride = (2, 2)
+    dense = sparse.to_dense()
+    with torch.no_grad():
+        assert sparse(X).shape == dense(X).shape
+    assert_right(sparse)
+
+
+def test_a_report_says_what_a_call_takes() -> None:
+    sparse = trained()
+    found = sparse.report(X, rounds=2)
+    assert found.call is not None
+    assert min(found.call) > 0.0
+    assert "a call takes" in str(found)
+    assert sparse.train().report(X, rounds=1).call is None

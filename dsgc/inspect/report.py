@@ -14,7 +14,7 @@ from dsgc.inspect.sides import Side, Sides
 from dsgc.inspect.tables import Column, LayerTable, Tabular
 from dsgc.inspect.timing import LayerSeconds, Progress, SideSeconds, time_sides
 from dsgc.inspect.words import short_place
-from dsgc.measure import format_bytes
+from dsgc.measure import format_bytes, interleaved
 from dsgc.module import SparseModule
 from dsgc.passes.context import LayerDecision
 from dsgc.watch import Watched
@@ -84,6 +84,7 @@ class Report(Tabular):
         dense_seconds, seconds: of whole runs, node by node.
         seconds_of: median seconds of every node of the graph that ran, forward and backward.
         not_yet_sparse: sparsity grows, and is so low yet that the module itself runs dense.
+        call: median seconds of a call in inference, dense and sparse; None in training.
     """
 
     model: str
@@ -97,6 +98,7 @@ class Report(Tabular):
     seconds: float
     seconds_of: dict[str, float]
     not_yet_sparse: bool
+    call: tuple[float, float] | None = None
 
     def table(self) -> LayerTable:
         """A row a layer, totals, and what to look at."""
@@ -141,6 +143,12 @@ class Report(Tabular):
             said.append(
                 "sparsity has not grown enough yet: the module still runs dense, because what is "
                 "measured here would be slower"
+            )
+        if self.call is not None:
+            dense, mine = self.call
+            said.append(
+                f"a call takes {1e3 * mine:.2f} ms, {1e3 * dense:.2f} dense, {dense / mine:.2f}x: "
+                "its kernels follow each other at once, and the rows measure them one by one"
             )
         for layer in self.layers:
             if layer.sparse and layer.ratio * _SLOWER < 1.0:
@@ -206,7 +214,21 @@ def report(
         whole["sparse"],
         {one.name: one.forward + one.backward for one in seconds["sparse"].nodes.values()},
         sparse._bank.dense_now,
+        None if training else _call(sparse, args, kwargs, rounds),
     )
+
+
+@torch.no_grad()
+def _call(
+    sparse: SparseModule, args: tuple[Any, ...], kwargs: dict[str, Any], rounds: int
+) -> tuple[float, float]:
+    """Median seconds of a call for inference, dense and sparse."""
+    calls = {
+        "dense": lambda: sparse._dense[0](*args, **kwargs),
+        "sparse": lambda: sparse(*args, **kwargs),
+    }
+    found = interleaved(calls, rounds=rounds)
+    return found["dense"].median, found["sparse"].median
 
 
 def _loads(sparse: SparseModule, sides: Sides) -> dict[str, BlockLoad]:

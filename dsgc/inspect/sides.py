@@ -115,7 +115,7 @@ class Sides:
             self._engine.last = last
             with torch.no_grad():
                 for buffer, before in buffers:
-                    if buffer.shape == before.shape:
+                    if buffer.shape == before.shape and not torch.equal(buffer, before):
                         buffer.copy_(before)
 
 

@@ -69,12 +69,22 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         if decision.sparse and module is not None and has_hooks(module):
             # They came later: the layer is dense while it has them.
             decision = replace(decision, sparse=False, reason="it has hooks")
+        if decision.sparse and _has_changed(node, decision, densities):
+            reason = "its stride, padding or dilation is another than when it was chosen"
+            decision = replace(decision, sparse=False, reason=reason)
         node.meta["decision"] = decision
         if decision.sparse and decision.settings is not None:
             densities[node] = 1.0 - decision.settings.sparsity
         else:
             densities[node] = 1.0
     return gm
+
+
+def _has_changed(node: fx.Node, decision: LayerDecision, densities: dict[fx.Node, float]) -> bool:
+    """Whether a convolution is no longer what its selector was made for."""
+    if not isinstance(module_of(node), nn.Conv2d) or decision.geometry is None:
+        return False
+    return _geometry(node, densities)[0] != decision.geometry
 
 
 def final_layers(gm: fx.GraphModule) -> set[fx.Node]:
@@ -153,7 +163,8 @@ class _Chooser:
             return found.sparse
         if reader := self.worth_it_together(node, found, sum(cost)):
             return replace(found.sparse, reason=f"it pays together with {reader!r}, which reads it")
-        return replace(found.dense, reason=f"it does not pay: {cost}", too_dear=True)
+        what = "it does not pay in inference" if found.inference else "it does not pay"
+        return replace(found.dense, reason=f"{what}: {cost}", too_dear=True)
 
     def worth_it_together(self, node: fx.Node, first: _Candidate, cost: float) -> str:
         """The layer that alone reads `node`, if both pay together: sparse, it reads less."""

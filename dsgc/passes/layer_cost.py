@@ -27,6 +27,7 @@ _FEWEST_ROWS = 16  # and up to which it waits no longer than for so many
 # For inference, of the dense layer of a program (dsgc.inference), which has its weights as it wants
 # them: both sides wait for those that they read.
 _WAIT = 30.0  # multiply-adds for which a kernel waits, for each weight
+_WAIT_ROWS = 38.0  # the same for a linear layer of few rows, whose blocks lie apart
 _FIXED_INFERENCE = 8e6  # multiply-adds that calling the kernels of one layer costs
 
 
@@ -87,7 +88,7 @@ def inference_cost(
         _SEARCH * search,
         _ROW_WORK * made if few else _work(read, made, block),
         _touch(geometry, read, made),
-        _WAIT * reached / rows + fixed,
+        (_WAIT_ROWS if few else _WAIT) * reached / rows + fixed,
     )
     return Cost(*(part / (1.0 + _WAIT / rows) for part in cost))
 

@@ -42,6 +42,7 @@ from dsgc.programs.recognise import (
     joined_along_channels,
     own_operator,
     softmax_dimension,
+    writes_the_batch_out,
 )
 from dsgc.programs.run_example import run_example
 from dsgc.programs.values import Chosen, Packed, Rows, Source
@@ -115,6 +116,8 @@ class _Emitter:
             return self.made[node]
         if not any(self.is_live(self.values[read]) for read in node.all_input_nodes):
             return self.made[node]  # it depends on nothing that an input changes
+        if writes_the_batch_out(node):
+            raise self.refusal(node)
         rule = self.our_rule(node) or self.module_rule(node) or self.function_rule(node)
         if rule is None:
             raise self.refusal(node)
@@ -364,7 +367,7 @@ class _Emitter:
             return None
         if node.target in _ADDITIONS and len(values) == 2 and not node.kwargs:
             other = values[1]
-            if isinstance(other, Rows) and other.size == x.size:
+            if isinstance(other, Rows) and (other.size, other.matrix) == (x.size, x.matrix):
                 return lambda: dense_rules.add(self.writer, x, other)
             return None
         if changes_nothing(node):

@@ -135,7 +135,7 @@ def _folded(
         shift = shift + bias.double() * scale
     rows = (weight.double() * scale.view(-1, *(1,) * (weight.dim() - 1))).float()
     # Processors are slow on numbers this small, and a channel may be as good as off.
-    rows = rows.where(rows.abs() >= torch.finfo(torch.float32).tiny, 0.0)
+    rows = rows.masked_fill(rows.abs() < torch.finfo(torch.float32).tiny, 0.0)
     made = rows, shift.float()
     return made if all(bool(part.isfinite().all()) for part in made) else None
 

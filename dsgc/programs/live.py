@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import tvm_ffi
 from numpy.typing import NDArray
@@ -55,7 +57,8 @@ class LiveProgram:
         example = [_plain(x) for x in inputs]
         emitted = emit(fold_norms(graph), example, libraries.target, layers)
         self._manifest = _manifest(emitted, int(inputs[0].shape[0]))
-        constants = {name: t.numpy() for name, t in emitted.program.constants.items()}
+        self._constants = dict(emitted.program.constants)
+        constants = {name: _array_of(t) for name, t in self._constants.items()}
         kernels = {n: libraries(family, n) for n, family in emitted.program.families.items()}
         release_memory()  # what running the example took
         self._sessions = Sessions(self._manifest, constants, _Kernels(kernels))
@@ -67,11 +70,17 @@ class LiveProgram:
             inputs: as many as the graph takes, with the same number of samples.
             around: gives what is entered around the kernels of a layer.
         """
-        arrays: list[NDArray[Any]] = [_plain(x).numpy() for x in inputs]
+        given = [_plain(x) for x in inputs]
+        made: list[Tensor] = []
+
+        def make(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+            made.append(torch.empty(shape, dtype=getattr(torch, dtype)))
+            return _array_of(made[-1])
+
         within = None if around is None else lambda number: around(self._layer(number))
-        with self._sessions.of(len(arrays[0])) as session:
-            made = session.run(arrays, within)
-        return _filled(self._result, iter([torch.from_numpy(array) for array in made]))
+        with self._sessions.of(len(given[0])) as session:
+            session.run([_array_of(x) for x in given], within, make)
+        return _filled(self._result, iter(made))
 
     def _layer(self, number: int) -> str:
         step = self._manifest.program[number]
@@ -81,6 +90,16 @@ class LiveProgram:
 def _plain(x: Tensor) -> Tensor:
     """The same numbers in PyTorch's order, as numpy can take them."""
     return x.detach().resolve_neg().contiguous()
+
+
+def _array_of(tensor: Tensor) -> NDArray[Any]:
+    """The memory of a contiguous tensor, which must outlive the array. Torch does not know of it:
+    what it hands to numpy itself can never be resized again.
+    """
+    memory = (ctypes.c_byte * tensor.nbytes).from_address(tensor.data_ptr())
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    flat: NDArray[Any] = np.frombuffer(memoryview(memory), dtype)
+    return flat.reshape(tensor.shape)
 
 
 def _manifest(emitted: Emitted, samples: int) -> Manifest:
@@ -108,6 +127,8 @@ def _result_of(graph: fx.GraphModule) -> Any:
 
     def arranged(value: object) -> Any:
         if isinstance(value, fx.Node):
+            if value.op == "placeholder":
+                raise unsupported("an input is given back as it is", "give back what is computed")
             found.append(value)
             return None
         if type(value) is tuple:

@@ -36,12 +36,14 @@ __all__ = [
     "own_operator",
     "pixel_steps",
     "softmax_dimension",
+    "writes_the_batch_out",
 ]
 
 CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
 _SOFTMAXES: tuple[Any, ...] = (F.softmax, torch.softmax, "softmax")
 _SAME_METHODS = ("contiguous", "clone", "detach")
 _MEANS: tuple[Any, ...] = (torch.mean, "mean")
+_RESHAPES: tuple[Any, ...] = (torch.reshape, "reshape", "view")
 _OUR_NAMESPACES = ("dsgc", "dsgc_cpu")
 
 
@@ -142,6 +144,8 @@ def channel_padding(node: fx.Node) -> tuple[int, int] | None:
         **node.kwargs,
     }
     pad = tuple(arguments["pad"])
+    if not all(isinstance(one, int) for one in pad):
+        return None
     plain = arguments.get("mode", "constant") == "constant" and not arguments.get("value")
     if plain and len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0:
         return int(pad[4]), int(pad[5])
@@ -156,12 +160,31 @@ def pixel_steps(index: Any) -> tuple[int, int] | None:
         return None
     if any(part.start or part.stop is not None for part in index):
         return None
-    steps = [part.step or 1 for part in index]
-    return (steps[2], steps[3]) if steps[:2] == [1, 1] and min(steps) > 0 else None
+    steps = [1 if part.step is None else part.step for part in index]
+    if not all(isinstance(step, int) and step > 0 for step in steps):
+        return None
+    return (steps[2], steps[3]) if steps[:2] == [1, 1] else None
 
 
 def is_known_module(module: nn.Module) -> bool:
-    """Whether a module is one of torch's or dsgc's layers, or derived from one of torch's."""
-    classes = [cls.__module__.partition(".")[0] for cls in type(module).__mro__]
-    own = type(module).__module__.partition(".")[0]
-    return own == "dsgc" or "torch" in classes[: type(module).__mro__.index(nn.Module)]
+    """Whether a module, and all within it, does what torch's or dsgc's layer of that kind does."""
+    return all(_runs_known_code(one) for one in module.modules())
+
+
+def _runs_known_code(module: nn.Module) -> bool:
+    if type(module).__module__.startswith("dsgc."):
+        return True
+    if "forward" in module.__dict__ or "_conv_forward" in module.__dict__:
+        return False
+    run = [getattr(type(module), name, None) for name in ("forward", "_conv_forward")]
+    return all(one is None or one.__module__.startswith("torch.nn.modules.") for one in run)
+
+
+def writes_the_batch_out(node: fx.Node) -> bool:
+    """Whether a reshape says how many samples there are as a number; one to a dtype counts too."""
+    if node.target not in _RESHAPES:
+        return False
+    given = node.args[1:] or tuple(node.kwargs.values())
+    wanted = given[0] if given and isinstance(given[0], (tuple, list)) else given
+    first = wanted[0] if wanted else None
+    return isinstance(first, torch.dtype) or (isinstance(first, int) and first != -1)

@@ -2,6 +2,7 @@
 
 from dsgc.select.packed_selection import PackedSelection
 from dsgc.select.projection import (
+    fingerprint,
     leading_projection,
     mark_of,
     project_weight,
@@ -15,6 +16,7 @@ from dsgc.select.selector import Selector
 __all__ = [
     "PackedSelection",
     "Selector",
+    "fingerprint",
     "leading_projection",
     "mark_of",
     "project_weight",

@@ -11,6 +11,7 @@ from dsgc.ops.layout import ceil_div
 
 __all__ = [
     "estimate_unit",
+    "fingerprint",
     "generator_for",
     "leading_dimension",
     "leading_projection",
@@ -32,6 +33,7 @@ NEURON_MULTIPLE = 64
 
 _ITERATIONS = 2
 _SAMPLED = 2048  # rows of a weight that leading directions are taken from
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LEAST_LEADING = 16
 _MANY_TAPS = 16
 _LEADING_SHARE = 8
@@ -146,6 +148,16 @@ def round_weight(projected: Tensor) -> tuple[Tensor, Tensor]:
     unit = torch.where(peak.isfinite(), peak, torch.nan) / 127
     levels = torch.where(unit > 0, (projected / unit).round(), torch.zeros_like(projected))
     return levels.to(torch.int8), unit
+
+
+def fingerprint(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the numbers' bits over all but the first dimension, and over the first.
+
+    Hardly any change leaves them as they are; all of the tensor is read.
+    """
+    words = tensor.detach().view(_BITS[tensor.element_size()])
+    rows = words.reshape(words.shape[0] if words.dim() else 1, -1)
+    return rows.sum(1, dtype=torch.int64), rows.sum(0, dtype=torch.int64)
 
 
 def mark_of(tensor: Tensor) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from dsgc.ops.normalization import running_affine
 from dsgc.ops.reference.selection import above_mask, block_scores, drs_scores, winners_mask
 from dsgc.select.projection import (
     estimate_unit,
+    fingerprint,
     generator_for,
     leading_projection,
     mark_of,
@@ -54,6 +55,7 @@ class Selector(nn.Module):
         density: fraction kept, for the scopes "sample" and "batch".
         step: training step; only the random selector depends on it.
         rarely: refreshes of the other layers to one of this layer.
+        changes: how often a refresh made another projected weight of it.
         held: bool [N, blocks, H, W], a selection used instead of searching, or None.
         holding: keep the first selection found in `held`.
         projection: None unless the selector is "drs" (int8, ternary, in the state_dict) or "svd"
@@ -92,6 +94,8 @@ class Selector(nn.Module):
         self.winners = min(self.blocks, max(1, int(self.blocks * self.density + 0.5)))
         self.step = 0
         self.rarely = 1
+        self.changes = 0
+        self._seen: tuple[Tensor, ...] = ()
         self.held: Tensor | None = None
         self.holding = False
         self._norm_of: tuple[_NormBase, ...] = ()
@@ -144,6 +148,7 @@ class Selector(nn.Module):
     def refresh(self) -> None:
         """Project the layer's current weight."""
         self._projected_at = mark_of(self.layer.weight)
+        self._seen = ()
         if self.settings.selector == "svd":
             self.projection = leading_projection(self.weight, min(self.reduced), self.by_window)
         if self.projection is None:
@@ -151,9 +156,23 @@ class Selector(nn.Module):
         # A copy on another device may have moved the weight before the buffers.
         self.projection = self.projection.to(self.weight.device)
         projected = project_weight(self.weight, self.projection, self.by_window)
-        self.projected, self.unit = projected * estimate_unit(self.projection), None
-        if not self.by_window:
-            self.projected, self.unit = round_weight(self.projected)
+        projected = projected * estimate_unit(self.projection)
+        found = (projected, None) if self.by_window else round_weight(projected)
+        if not _same(found, (self.projected, self.unit)):
+            self.changes += 1
+        self.projected, self.unit = found
+
+    def refresh_unless_same(self) -> None:
+        """Project the weight, except where not one of its numbers has changed since the last time
+        that this was asked.
+        """
+        if self.settings.selector != "svd" or self.layer.weight.is_meta:
+            self.refresh()
+            return
+        found = (torch.tensor(mark_of(self.layer.weight)), *fingerprint(self.layer.weight))
+        if not _same(found, self._seen):
+            self.refresh()
+            self._seen = found
 
     def refresh_if_written(self) -> None:
         """Project the weight if it was changed, or is another tensor, since the last time."""
@@ -338,3 +357,23 @@ class Selector(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, [], unexpected_keys, error_msgs
         )
+
+
+def _same(found: Sequence[Tensor | None], before: Sequence[Tensor | None]) -> bool:
+    """Whether tensors are equal, of the same kind and in the same place; of those that only have a
+    shape that is not known.
+    """
+    if len(found) != len(before):
+        return False
+    for one, other in zip(found, before, strict=True):
+        if one is None or other is None:
+            if one is not other:
+                return False
+        elif (
+            one.is_meta
+            or {type(one), type(other)} != {Tensor}
+            or (one.device, one.dtype) != (other.device, other.dtype)
+            or not torch.equal(one, other)
+        ):
+            return False
+    return True

@@ -17,6 +17,7 @@ from dsgc_runtime.sizes import Size, evaluate, names_in
 
 __all__ = ["Kernels", "Session"]
 
+Make = Callable[[tuple[int, ...], str], NDArray[Any]]
 Around = Callable[[int], AbstractContextManager[None]]
 
 
@@ -127,10 +128,13 @@ class Session:
     # Running
 
     def run(
-        self, inputs: Sequence[NDArray[Any]], around: Around | None = None
+        self,
+        inputs: Sequence[NDArray[Any]],
+        around: Around | None = None,
+        make: Make = np.empty,
     ) -> list[NDArray[Any]]:
-        """The outputs for inputs that were checked; every kernel runs within `around` of the
-        number of its instruction.
+        """The outputs for inputs that were checked, in memory that `make` gives for a shape and a
+        dtype; every kernel runs within `around` of the number of its instruction.
         """
         self._held: dict[int | str, NDArray[Any]] = {}
         for port, array in zip(self.manifest.inputs, inputs, strict=True):
@@ -138,7 +142,7 @@ class Session:
         outputs = []
         for port in self.manifest.outputs:
             shape = tuple(evaluate(extent, self._known) for extent in port.view.shape)
-            made: NDArray[Any] = np.empty(shape, port.view.dtype)
+            made = make(shape, port.view.dtype)
             self._held[port.view.storage] = made
             outputs.append(made)
         known = dict(self._known)
