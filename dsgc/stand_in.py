@@ -159,11 +159,15 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
+        tables = [table for m in modules for table in (m._modules, m._parameters)]
+        self._empty = [table for table in tables if not table]
         self._modules = _copies(module._modules for module in modules)
         self._parameters = _copies(module._parameters for module in modules)
 
     def holds(self) -> bool:
         """Whether they still are the same."""
+        if any(self._empty):
+            return False
         for table, before in self._modules:
             if len(table) != len(before) or not all(map(is_, table.values(), before.values())):
                 return False
@@ -178,7 +182,7 @@ class Structure:
 
 
 def _copies(tables: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(table, dict(table)) for table in tables]
+    return [(table, dict(table)) for table in tables if table]
 
 
 def _alike(now: Any, before: Any) -> bool:

@@ -16,7 +16,7 @@ from dsgc.select import fingerprint, mark_of
 __all__ = ["Weights", "WrittenState"]
 
 _PLAIN = (Tensor, nn.Parameter)
-_SAMPLED = 1024  # numbers of a tensor that are looked at
+_SMALL, _SAMPLED = 1024, 256  # numbers of a tensor of which all are looked at; of a larger one
 
 
 class WrittenState(NamedTuple):
@@ -42,8 +42,8 @@ class Weights:
         """Equal to an earlier one if nothing was written since.
 
         Torch counts what it writes, except through `.data` and what other libraries write to the
-        memory: for these, numbers of every tensor are compared, all of small ones and a thousand
-        spread over large ones. None if writes to a tensor are not counted at all, or it is of a
+        memory: for these, numbers of every tensor are compared, all of small ones and some hundred
+        spread over each large one. None if writes to a tensor are not counted at all, or it is of a
         class of its own.
         """
         tensors = [t for table in self._tables for t in table.values() if t is not None]
@@ -84,4 +84,4 @@ def _sample(tensor: Tensor) -> NDArray[np.float32]:
     # Torch lets nobody resize what it has handed to numpy itself.
     memory = (ctypes.c_float * length).from_address(tensor.data_ptr())
     whole: NDArray[np.float32] = np.frombuffer(memoryview(memory), np.float32)
-    return whole[:: max(1, length // _SAMPLED)]
+    return whole if length <= _SMALL else whole[:: length // _SAMPLED]

@@ -156,8 +156,11 @@ def fingerprint(tensor: Tensor) -> tuple[Tensor, Tensor]:
     Hardly any change leaves them as they are; all of the tensor is read.
     """
     words = tensor.detach().view(_BITS[tensor.element_size()])
-    rows = words.reshape(words.shape[0] if words.dim() else 1, -1)
-    return rows.sum(1, dtype=torch.int64), rows.sum(0, dtype=torch.int64)
+    words = words.view(1) if words.dim() == 0 else words
+    across = tuple(range(1, words.dim()))
+    # Sums of another type would convert the whole tensor first; these may well overflow.
+    kept = words.dtype
+    return words.sum(across, dtype=kept) if across else words.clone(), words.sum(0, dtype=kept)
 
 
 def mark_of(tensor: Tensor) -> tuple[int, int]:
