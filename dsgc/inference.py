@@ -62,10 +62,18 @@ class _Graph:
         """
         if not self.made:
             return False
-        hardly = sum(one.calls for one in self.made.values()) < _FEW_CALLS
-        self.waits = min(_MOST_WAITS, 2 * self.waits + 1) if hardly else 0
+        self._wait_for(sum(one.calls for one in self.made.values()))
         self.made.clear()
         return True
+
+    def drop_one(self, size: int) -> None:
+        """Give one program up; it is not made again before it was missed for a while."""
+        self._wait_for(self.made.pop(size).calls)
+        self.calls = 0
+
+    def _wait_for(self, calls: int) -> None:
+        hardly = calls < _FEW_CALLS
+        self.waits = min(_MOST_WAITS, 2 * self.waits + 1) if hardly else 0
 
 
 class Inference:
@@ -181,7 +189,7 @@ class Inference:
         made = [(a, s, one) for a in self._graphs.values() for s, one in a.made.items()]
         made.sort(key=lambda entry: entry[2].used or math.inf)
         for about, size, _ in made[:-_MOST_PROGRAMS]:
-            del about.made[size]
+            about.drop_one(size)
 
 
 def _size_of(batch: int) -> int:

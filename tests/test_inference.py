@@ -613,6 +613,17 @@ def test_programs_for_many_sizes_make_room_for_each_other() -> None:
     assert_right(sparse, torch.randn(2, 5, 8, 8))
 
 
+def test_many_sizes_in_turn_do_not_make_programs_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sparse = trained()
+    with torch.no_grad(), counted(monkeypatch) as done:
+        for _ in range(20):
+            for size in (8, 10, 12, 14, 16, 18):
+                sparse(torch.randn(2, 5, size, size))
+    assert 6 <= done.count("made") < 40
+
+
 def test_nothing_outlives_the_module() -> None:
     sparse = trained()
     with torch.no_grad():
