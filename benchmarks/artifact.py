@@ -52,7 +52,7 @@ def measure(
     images = torch.randn(batch, about.in_channels, side, side)
     sparse = dsgc.compile(dense, sparsity=sparsity).eval()
     with use_threads(threads), tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        # Layers are chosen for training batches, whatever is run afterwards.
+        # Layers are chosen for batches as large as those of training, whatever is run afterwards.
         sparse(images if batch >= _TRAINED else images.repeat(-(-_TRAINED // batch), 1, 1, 1))
         model = dsgc_runtime.load(dsgc.export(sparse, Path(folder) / "m.dsgc", images), threads)
         onnx = make_onnx_side(copy.deepcopy(dense), images)

@@ -122,14 +122,31 @@ def _field_key(owner: Any, name: str) -> tuple[object, ...]:
     return value_key(held)
 
 
+def _positional(forward: Any) -> tuple[str, ...]:
+    """The names of a function's parameters.
+
+    Raises:
+        TypeError, ValueError: it has no signature.
+    """
+    if isinstance(forward, types.MethodType):
+        return _of_function(forward.__func__)[1:]
+    return tuple(inspect.signature(forward).parameters)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_function(function: Any) -> tuple[str, ...]:
+    """The same, kept: methods belong to classes, and one is asked for in every call."""
+    return tuple(inspect.signature(function).parameters)
+
+
 def _parameter_names(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[str | None]:
     """A name for every leaf of (args, kwargs), in the order of tree_flatten."""
     try:
-        positional = list(inspect.signature(module.forward).parameters)
+        positional = _positional(module.forward)
     except (TypeError, ValueError):
-        positional = []
+        positional = ()
     names: list[str | None] = []
     given = [(positional[i] if i < len(positional) else "", arg) for i, arg in enumerate(args)]
     # tree_flatten keeps a dict's own order.
