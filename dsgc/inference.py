@@ -20,6 +20,7 @@ from dsgc.bank import SelectorBank
 from dsgc.codegen import release_memory
 from dsgc.codegen.tiles import FEW_ROWS, SKIP_SAMPLES
 from dsgc.errors import ExportError, KernelError
+from dsgc.select import all_equal
 from dsgc.warn_user import warn_user
 from dsgc.watch import profiler_is_on
 from dsgc.written import Weights, WrittenState
@@ -40,7 +41,6 @@ class _Made:
     """A program, and what it was made for."""
 
     program: LiveProgram
-    state: tuple[object, ...]
     sums: list[Tensor]
     calls: int = 0
     used: int = 0
@@ -48,7 +48,10 @@ class _Made:
 
 @dataclass
 class _Graph:
-    """The programs of one graph, by the size of batches, and whether to make more."""
+    """The programs of one graph, by the size of batches, and whether to make more.
+
+    `state` is that of the weights which they hold.
+    """
 
     made: dict[int, _Made] = field(default_factory=dict)
     state: tuple[object, ...] = ()
@@ -89,7 +92,7 @@ class Inference:
     """
 
     def __init__(self, model: nn.Module, bank: SelectorBank) -> None:
-        self._model, self._bank = model, bank
+        self._bank = bank
         self._modules = list(model.modules())
         self._names = [name for name, _ in model.named_modules()]
         self._weights = Weights(model)
@@ -119,9 +122,10 @@ class Inference:
             if written is None:
                 return None
             state, size = self._state(written), _size_of(len(tensors[0]))
-            found = about.made.get(size)
-            if found is None or found.state != state:
-                found = self._make(graph, about, state, size, tensors)
+            if state != about.state:
+                about.drop()
+                about.state, about.calls = state, 0
+            found = about.made.get(size) or self._make(graph, about, size, tensors)
             if found is None:
                 return None
             found.calls += 1
@@ -139,7 +143,7 @@ class Inference:
             made = [(about, one) for about in self._graphs.values() for one in about.made.values()]
             sums = self._weights.sums() if made else []
             for about, one in made:
-                if len(one.sums) != len(sums) or not all(map(torch.equal, one.sums, sums)):
+                if not all_equal(one.sums, sums):
                     about.drop()
 
     def forget(self) -> None:
@@ -156,14 +160,10 @@ class Inference:
         self,
         graph: fx.GraphModule,
         about: _Graph,
-        state: tuple[object, ...],
         size: int,
         tensors: Sequence[Tensor],
     ) -> _Made | None:
         """A new program, unless weights change so often that it would not be worth its time."""
-        if state != about.state:
-            about.drop()
-            about.state, about.calls = state, 0
         about.calls += 1
         if about.calls <= about.waits:
             return None
@@ -172,7 +172,7 @@ class Inference:
         try:
             with torch.no_grad():
                 program = LiveProgram(graph, tensors, self._names)
-                made = _Made(program, state, self._weights.sums())
+                made = _Made(program, self._weights.sums())
         except ExportError as error:
             about.refused = str(error)
             return None

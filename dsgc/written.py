@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dsgc.memory import memory_of
 from dsgc.select import fingerprint, mark_of
 
 __all__ = ["Weights", "WrittenState"]
@@ -46,7 +47,7 @@ class Weights:
         spread over each large one. None if writes to a tensor are not counted at all, or it is of a
         class of its own.
         """
-        tensors = [t for table in self._tables for t in table.values() if t is not None]
+        tensors = list(self._tensors())
         if any(type(t) not in _PLAIN or t.is_inference() for t in tensors):
             return None
         marks = tuple(map(mark_of, tensors))
@@ -64,13 +65,14 @@ class Weights:
 
     def sums(self) -> list[Tensor]:
         """A few numbers of every tensor that hardly any change leaves as they are."""
-        tensors = [t for table in self._tables for t in table.values() if t is not None]
-        return [one for tensor in tensors for one in fingerprint(tensor)]
+        return [one for tensor in self._tensors() for one in fingerprint(tensor)]
 
     def need_gradient(self) -> bool:
         """Whether any of them does."""
-        tensors = (t for table in self._tables for t in table.values())
-        return any(t is not None and t.requires_grad for t in tensors)
+        return any(tensor.requires_grad for tensor in self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return (t for table in self._tables for t in table.values() if t is not None)
 
 
 def _is_readable(tensor: Tensor) -> bool:
@@ -81,7 +83,5 @@ def _sample(tensor: Tensor) -> NDArray[np.float32]:
     """A view of numbers of a tensor: all of a small one."""
     extents = zip(tensor.shape, tensor.stride(), strict=True)
     length = sum((size - 1) * step for size, step in extents) + 1
-    # Torch lets nobody resize what it has handed to numpy itself.
-    memory = (ctypes.c_float * length).from_address(tensor.data_ptr())
-    whole: NDArray[np.float32] = np.frombuffer(memoryview(memory), np.float32)
+    whole: NDArray[np.float32] = memory_of(tensor, length)
     return whole if length <= _SMALL else whole[:: length // _SAMPLED]

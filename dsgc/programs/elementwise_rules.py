@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dsgc.codegen import families
-from dsgc.passes.patterns import has_hooks, module_of
+from dsgc.passes.patterns import module_of
 from dsgc.programs.values import Packed, Rows
 from dsgc.programs.writer import Writer
 
@@ -64,7 +64,7 @@ def function_of(node: fx.Node) -> Applied | None:
     """The function of single values that a node applies, if there is a kernel for it."""
     module = module_of(node)
     if module is not None:
-        return None if has_hooks(module) else _of_module(module)
+        return _of_module(module)
     if node.target not in _FUNCTIONS or len(node.all_input_nodes) != 1:
         return None
     make, names = _FUNCTIONS[node.target]

@@ -291,7 +291,7 @@ class _Emitter:
 
     def module_rule(self, node: fx.Node) -> Callable[[], Any] | None:
         module = module_of(node)
-        if module is None or has_hooks(module):
+        if module is None:
             return None
         x = self.value(node.args[0]) if node.args else None
         if isinstance(x, Packed):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import tvm_ffi
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from dsgc.codegen import cpu_libraries, release_memory
+from dsgc.memory import memory_of
 from dsgc.programs.emit import emit
 from dsgc.programs.errors import unsupported
 from dsgc.programs.fold_norms import fold_norms
@@ -93,13 +92,8 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _array_of(tensor: Tensor) -> NDArray[Any]:
-    """The memory of a contiguous tensor, which must outlive the array. Torch does not know of it:
-    what it hands to numpy itself can never be resized again.
-    """
-    memory = (ctypes.c_byte * tensor.nbytes).from_address(tensor.data_ptr())
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    flat: NDArray[Any] = np.frombuffer(memoryview(memory), dtype)
-    return flat.reshape(tensor.shape)
+    """The memory of a contiguous tensor, which must outlive the array."""
+    return memory_of(tensor, tensor.numel()).reshape(tensor.shape)
 
 
 def _manifest(emitted: Emitted, samples: int) -> Manifest:

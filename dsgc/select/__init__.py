@@ -2,6 +2,7 @@
 
 from dsgc.select.packed_selection import PackedSelection
 from dsgc.select.projection import (
+    all_equal,
     fingerprint,
     leading_projection,
     mark_of,
@@ -16,6 +17,7 @@ from dsgc.select.selector import Selector
 __all__ = [
     "PackedSelection",
     "Selector",
+    "all_equal",
     "fingerprint",
     "leading_projection",
     "mark_of",

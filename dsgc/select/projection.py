@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from dsgc.config import LayerSettings
 from dsgc.ops.layout import ceil_div
 
 __all__ = [
+    "all_equal",
     "estimate_unit",
     "fingerprint",
     "generator_for",
@@ -161,6 +163,27 @@ def fingerprint(tensor: Tensor) -> tuple[Tensor, Tensor]:
     # Sums of another type would convert the whole tensor first; these may well overflow.
     kept = words.dtype
     return words.sum(across, dtype=kept) if across else words.clone(), words.sum(0, dtype=kept)
+
+
+def all_equal(found: Sequence[Tensor | None], before: Sequence[Tensor | None]) -> bool:
+    """Whether tensors are equal, of one dtype and on one device.
+
+    False of tensors that only have a shape: it cannot be told.
+    """
+    if len(found) != len(before):
+        return False
+    for one, other in zip(found, before, strict=True):
+        if one is None or other is None:
+            if one is not other:
+                return False
+        elif (
+            one.is_meta
+            or {type(one), type(other)} != {Tensor}
+            or (one.device, one.dtype) != (other.device, other.dtype)
+            or not torch.equal(one, other)
+        ):
+            return False
+    return True
 
 
 def mark_of(tensor: Tensor) -> tuple[int, int]:

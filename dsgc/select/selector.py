@@ -19,6 +19,7 @@ from dsgc.ops.layout import (
 from dsgc.ops.normalization import running_affine
 from dsgc.ops.reference.selection import above_mask, block_scores, drs_scores, winners_mask
 from dsgc.select.projection import (
+    all_equal,
     estimate_unit,
     fingerprint,
     generator_for,
@@ -158,7 +159,7 @@ class Selector(nn.Module):
         projected = project_weight(self.weight, self.projection, self.by_window)
         projected = projected * estimate_unit(self.projection)
         found = (projected, None) if self.by_window else round_weight(projected)
-        if not _same(found, (self.projected, self.unit)):
+        if not all_equal(found, (self.projected, self.unit)):
             self.changes += 1
         self.projected, self.unit = found
 
@@ -170,7 +171,7 @@ class Selector(nn.Module):
             self.refresh()
             return
         found = (torch.tensor(mark_of(self.layer.weight)), *fingerprint(self.layer.weight))
-        if not _same(found, self._seen):
+        if not all_equal(found, self._seen):
             self.refresh()
             self._seen = found
 
@@ -357,23 +358,3 @@ class Selector(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, [], unexpected_keys, error_msgs
         )
-
-
-def _same(found: Sequence[Tensor | None], before: Sequence[Tensor | None]) -> bool:
-    """Whether tensors are equal, of the same kind and in the same place; of those that only have a
-    shape that is not known.
-    """
-    if len(found) != len(before):
-        return False
-    for one, other in zip(found, before, strict=True):
-        if one is None or other is None:
-            if one is not other:
-                return False
-        elif (
-            one.is_meta
-            or {type(one), type(other)} != {Tensor}
-            or (one.device, one.dtype) != (other.device, other.dtype)
-            or not torch.equal(one, other)
-        ):
-            return False
-    return True

@@ -27,9 +27,7 @@ __all__ = [
 # Times that a block of weights may be met before bringing its vectors together pays, where those of
 # the next block lie beside them, and where they lie far away.
 _FEW_VISITS, _FEW_VISITS_APART = 4.0, 2.0
-_TILE_BYTES = (
-    3 << 18
-)  # of the weights of a register tile that should stay in the second-level cache
+_TILE_BYTES = 3 << 18  # weights of a register tile that should stay in the second-level cache
 
 
 def _is_in_order(weight: Tensor, bi: int, bo: int) -> bool:
@@ -135,11 +133,14 @@ def padded_inputs(weight: Tensor, channels: int) -> Tensor:
 def plain_columns(outputs: int, depth: int) -> int | None:
     """Outputs of a register tile of a dense convolution whose windows have ``depth`` values; None
     if ``outputs`` are not whole vectors.
+
+    The widest whose weights stay in the cache, but no single vector where two would do.
     """
-    fitting = [c for c in PLAIN_COLUMNS if outputs % c == 0]
-    small = [c for c in fitting if 4 * depth * c <= _TILE_BYTES and c > min(PLAIN_COLUMNS)]
-    wide = [c for c in fitting if c > min(PLAIN_COLUMNS)]
-    return next(iter([*small, *reversed(wide), *fitting]), None)
+    *wide, vector = PLAIN_COLUMNS
+    fitting = [columns for columns in wide if outputs % columns == 0]
+    if not fitting:
+        return vector if outputs % vector == 0 else None
+    return next((c for c in fitting if 4 * depth * c <= _TILE_BYTES), fitting[-1])
 
 
 def tiled_weight(weight: Tensor, width: int, columns: int) -> Tensor:
