@@ -37,7 +37,7 @@ def cpu_libraries() -> Libraries:
         ) from error
     libraries = Libraries(KernelCache())
     # Every model needs this one: without a compiler or a place to write, it is known here and now.
-    libraries(families.lists(), "count_lists")
+    libraries(families.lists(), "list_slots")
     return libraries
 
 

@@ -56,8 +56,7 @@ def lists() -> Family:
         from dsgc.codegen.kernels import lists, pooling, selection
 
         return [
-            lists.count_lists(),
-            lists.fill_lists(),
+            lists.list_slots(),
             lists.expand_bits(),
             lists.set_bits(),
             lists.mark_blocks(),
@@ -75,14 +74,15 @@ def blocked(b: int) -> Family:
     """What works on one packed tensor of blocks of ``b``."""
 
     def functions(target: CpuTarget) -> list[Any]:
-        from dsgc.codegen.kernels import activation, scores, search
+        from dsgc.codegen.kernels import activation, scores, search, statistics
 
         block_scores = scores.byte_scores if target.byte_dots else scores.float_scores
         return [
             activation.activate(b),
             activation.activate_backward(b),
-            activation.channel_sums(b),
-            activation.channel_affine(b),
+            statistics.channel_sums(b),
+            statistics.batch_affine(b),
+            statistics.batch_affine_backward(b),
             activation.pack(b),
             activation.unpack(b),
             activation.unpack_groups(b),
@@ -240,7 +240,6 @@ def rows() -> Family:
             rows.group_rows(),
             rows.row_pointers(),
             rows.equal_rows(),
-            rows.copy_words(),
             rows.every_block(),
             rows.close_rows(),
         ]

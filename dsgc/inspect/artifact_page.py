@@ -21,7 +21,7 @@ from dsgc_runtime.manifest import Call, Manifest, Read, View, views_of
 
 __all__ = ["page_of_artifact"]
 
-_SEARCH = ("rank_", "round_", "project_", "search", "scores", "lists", "row_pointers", "equal_rows")
+_SEARCH = ("rank_", "round_", "project_", "search", "scores", "list", "row_pointers", "equal_rows")
 
 
 def page_of_artifact(archive: Archive, place: Path) -> PageData:

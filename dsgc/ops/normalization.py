@@ -39,10 +39,10 @@ def _check_positions(bn: _NormBase, positions: int) -> None:
 
 
 @torch.no_grad()
-def _update_running(bn: _NormBase, mean: Tensor, var: Tensor, count: Tensor) -> None:
+def _update_running(bn: _NormBase, mean: Tensor, unbiased: Tensor, count: Tensor) -> None:
     """Move the running statistics of the channels that had entries, as PyTorch would.
 
-    mean, biased var and count are [C]; the running variance takes the unbiased one.
+    mean, unbiased variance and count are [C].
     """
     if not (bn.training and bn.track_running_stats):
         return
@@ -50,16 +50,15 @@ def _update_running(bn: _NormBase, mean: Tensor, var: Tensor, count: Tensor) -> 
         bn.num_batches_tracked.add_(1)
     if bn.running_mean is None or bn.running_var is None:
         return
-    seen = count > 0
-    unbiased = var * (count / (count - 1).clamp(min=1))
+    dtype = bn.running_mean.dtype
     if bn.momentum is not None:
         factor: float | Tensor = bn.momentum
     else:
         tracked = bn.num_batches_tracked
-        factor = 0.0 if tracked is None else 1.0 / tracked.to(bn.running_mean.dtype)
-    rate = factor * seen.to(bn.running_mean.dtype)
-    bn.running_mean.lerp_(mean.to(rate.dtype), rate)
-    bn.running_var.lerp_(unbiased.to(rate.dtype), rate)
+        factor = 0.0 if tracked is None else 1.0 / tracked.to(dtype)
+    rate = count.clamp(max=1).to(dtype) * factor
+    bn.running_mean.lerp_(mean.to(dtype), rate)
+    bn.running_var.lerp_(unbiased.to(dtype), rate)
 
 
 def _unit(bn: _NormBase, var: Tensor, count: Tensor | None) -> Tensor:
@@ -125,7 +124,7 @@ class MaskedBatchNorm(nn.Module):
         wide = y if y.dtype in (torch.float32, torch.float64) else y.float()
         if _uses_batch(self.bn):
             mean, var, count = self._statistics(wide, mask, block)
-            _update_running(self.bn, mean, var, count)
+            _update_running(self.bn, mean, var * count / (count - 1).clamp(min=1), count)
             scale, shift = _scale_and_shift(self.bn, mean, var, count)
         else:
             scale, shift = running_affine(self.bn)
@@ -150,12 +149,11 @@ class MaskedBatchNorm(nn.Module):
 
 
 class _Affine(torch.autograd.Function):
-    """(x itself, scale, shift, mean, var, count): whoever reads x through this leaves its gradient
+    """(x itself, and what batch_affine returns): whoever reads x through this leaves its gradient
     here.
 
     The gradient of the statistics is then added to it in one pass, where two separate gradients
-    of x would take a tensor more and another pass to add. Scale and shift are made here too, as a
-    node of autograd for each of their operations takes longer than the operations.
+    of x would take a tensor more and another pass to add.
     """
 
     @staticmethod
@@ -169,43 +167,36 @@ class _Affine(torch.autograd.Function):
         size: Sequence[int],
         relu: bool,
         over: str,
-        bn: _NormBase,
+        eps: float,
         ops: Any,
         again: Any,
     ) -> tuple[Tensor, ...]:
-        mean, var, count = ops.batch_stats(x, index, rowptr, size, relu, over)
-        unit = _unit(bn, var, count)
-        scale = unit.clone() if weight is None else unit * weight
-        shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+        found = ops.batch_affine(x, index, rowptr, weight, bias, size, relu, over, eps)
+        _, _, mean, var, unbiased, count = found
         ctx.again = None if again is None else again.hold()
         kept = x if again is None else None
-        ctx.save_for_backward(kept, index, rowptr, weight, bias, mean, count, unit)
-        ctx.mark_non_differentiable(mean, var, count)
+        ctx.save_for_backward(kept, index, rowptr, weight, mean, var, count)
+        ctx.mark_non_differentiable(mean, var, unbiased, count)
         ctx.set_materialize_grads(False)
-        ctx.size, ctx.relu, ctx.ops = size, relu, ops
-        return x.view_as(x), scale, shift, mean, var, count
+        ctx.has_bias, ctx.rest, ctx.ops = bias is not None, (size, relu, eps), ops
+        return x.view_as(x), *found
 
     @staticmethod
     @first_derivative_only
     def backward(
         ctx: Any, dx: Tensor | None, dscale: Tensor | None, dshift: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        x, index, rowptr, weight, bias, mean, count, unit = ctx.saved_tensors
+        x, *others = ctx.saved_tensors
         if ctx.again is not None:
             x = ctx.again.take()
         if dscale is None and dshift is None:
             return (dx, *(None,) * 10)
-        zero = torch.zeros_like(mean)
-        dshift = zero if dshift is None else dshift
-        # shift = bias - mean * scale and scale = weight * unit
-        whole = torch.addcmul(zero if dscale is None else dscale, mean, dshift, value=-1)
-        dunit, scale = (whole, unit) if weight is None else (whole * weight, unit * weight)
-        dmean, dvar = -scale * dshift, -0.5 * dunit * unit**3
-        dx = ctx.ops.batch_stats_backward(
-            dx, dmean, dvar, x, index, rowptr, mean, count, ctx.size, ctx.relu
+        dx, dweight, dbias = ctx.ops.batch_affine_backward(
+            dx, dscale, dshift, x, *others, *ctx.rest
         )
-        dweight, dbias = None if weight is None else whole * unit, None if bias is None else dshift
-        return (dx, None, None, dweight, dbias, *(None,) * 6)
+        weighted = others[2] is not None
+        outer = (dweight if weighted else None, dbias if ctx.has_bias else None)
+        return dx, None, None, *outer, *(None,) * 6
 
 
 class PackedBatchNorm(nn.Module):
@@ -214,7 +205,7 @@ class PackedBatchNorm(nn.Module):
     Args:
         bn: the user's BatchNorm1d or BatchNorm2d.
         over: "active" or "all".
-        namespace: whose `batch_stats` operator to use, `torch.ops.<namespace>`.
+        namespace: whose `batch_affine` operator to use, `torch.ops.<namespace>`.
 
     Raises:
         ValueError: `bn` or `over` is none of these; in forward, training on a single position.
@@ -245,22 +236,10 @@ class PackedBatchNorm(nn.Module):
         if _uses_batch(self.bn):
             rows = x.shape[0] * size[1] * size[2] if rowptr is None else rowptr.shape[0] - 1
             _check_positions(self.bn, rows)
-            ops = getattr(torch.ops, self.namespace)
-            bn = self.bn
-            arguments = (
-                x,
-                index,
-                rowptr,
-                bn.weight,
-                bn.bias,
-                size,
-                relu,
-                self.over,
-                bn,
-                ops,
-                again,
+            ops, bn = getattr(torch.ops, self.namespace), self.bn
+            x, scale, shift, mean, _, unbiased, count = _Affine.apply(  # type: ignore[no-untyped-call]
+                x, index, rowptr, bn.weight, bn.bias, size, relu, self.over, bn.eps, ops, again
             )
-            x, scale, shift, *found = _Affine.apply(*arguments)  # type: ignore[no-untyped-call]
-            _update_running(bn, *found)
+            _update_running(bn, mean, unbiased, count)
             return x, scale, shift
         return x, *running_affine(self.bn)

@@ -1,4 +1,4 @@
-"""batch_stats: mean and variance of every channel over what was computed, or over everything."""
+"""batch_affine: the scale and shift that normalise every channel by its own mean and variance."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,56 +15,70 @@ def _fake(
     x: Tensor,
     index: Tensor | None,
     rowptr: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
     size: Sequence[int],
     relu: bool,
     over: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(size[0]), x.new_empty(size[0]), x.new_empty(size[0])
+    eps: float,
+) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(size[0]) for _ in range(6))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, index, rowptr, size, relu, _ = inputs
-    mean, _, count = output
-    ctx.save_for_backward(x, index, rowptr, mean, count)
-    ctx.mark_non_differentiable(count)
-    ctx.size, ctx.relu = size, relu
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, index, rowptr, weight, bias, size, relu, _, eps = inputs
+    _, _, mean, var, unbiased, count = output
+    ctx.save_for_backward(x, index, rowptr, weight, mean, var, count)
+    ctx.mark_non_differentiable(mean, var, unbiased, count)
+    ctx.has_bias, ctx.rest = bias is not None, (size, relu, eps)
 
 
 def _backward(
-    ops: Any, ctx: Any, dmean: Tensor, dvar: Tensor, dcount: Tensor
+    ops: Any, ctx: Any, dscale: Tensor, dshift: Tensor, *_: Tensor
 ) -> tuple[Tensor | None, ...]:
-    dx = ops.batch_stats_backward(None, dmean, dvar, *ctx.saved_tensors, ctx.size, ctx.relu)
-    return dx, None, None, None, None, None
+    dx, dweight, dbias = ops.batch_affine_backward(
+        None, dscale, dshift, *ctx.saved_tensors, *ctx.rest
+    )
+    weighted = ctx.saved_tensors[3] is not None
+    return (
+        dx, None, None, dweight if weighted else None, dbias if ctx.has_bias else None,
+        None, None, None, None,
+    )  # fmt: skip
 
 
 def _fake_backward(
     grad: Tensor | None,
-    dmean: Tensor,
-    dvar: Tensor,
+    dscale: Tensor | None,
+    dshift: Tensor | None,
     x: Tensor,
     index: Tensor | None,
     rowptr: Tensor | None,
+    weight: Tensor | None,
     mean: Tensor,
+    var: Tensor,
     count: Tensor,
     size: Sequence[int],
     relu: bool,
-) -> Tensor:
-    return fake_stored(x, index)
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_stored(x, index), x.new_empty(size[0]), x.new_empty(size[0])
 
 
 SPECS = (
     OpSpec(
-        "batch_stats",
-        "(Tensor x, Tensor? index, Tensor? rowptr, int[3] size, bool relu, str over)"
-        " -> (Tensor, Tensor, Tensor)",
+        "batch_affine",
+        "(Tensor x, Tensor? index, Tensor? rowptr, Tensor? weight, Tensor? bias, int[3] size,"
+        " bool relu, str over, float eps)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         _fake,
         _save,
         _backward,
     ),
     OpSpec(
-        "batch_stats_backward",
-        "(Tensor? grad, Tensor dmean, Tensor dvar, Tensor x, Tensor? index, Tensor? rowptr,"
-        " Tensor mean, Tensor count, int[3] size, bool relu) -> Tensor",
+        "batch_affine_backward",
+        "(Tensor? grad, Tensor? dscale, Tensor? dshift, Tensor x, Tensor? index, Tensor? rowptr,"
+        " Tensor? weight, Tensor mean, Tensor var, Tensor count, int[3] size, bool relu, float eps)"
+        " -> (Tensor, Tensor, Tensor)",
         _fake_backward,
     ),
 )

@@ -186,18 +186,13 @@ class Writer:
         if tile is None:
             tile = max(256, round(LIST_LENGTH / max(chosen.usual, 1e-6)))
         tiles = ceil_div(chosen.positions, tile)
-        counts = program.buffer(tiles, blocks, dtype="int32")
-        program.call(families.lists(), "count_lists", chosen.ids, chosen.rowptr, counts, tile)
-        start = self.pointers(counts.seen_as(tiles * blocks))
-        # The kernel that fills lists moves their beginnings along: it gets a copy.
         cursor = program.buffer(tiles, blocks, dtype="int32")
-        flat = tiles * blocks
-        program.call(families.rows(), "copy_words", start.seen_as(flat), cursor.seen_as(flat))
+        start = program.buffer(tiles * blocks + 1, dtype="int32")
         slot, sample, pixel = (program.buffer(chosen.slots, dtype="int32") for _ in range(3))
         program.call(
             families.lists(),
-            "fill_lists",
-            *(chosen.ids, chosen.rowptr, cursor, slot, sample, pixel, tile, area),
+            "list_slots",
+            *(chosen.ids, chosen.rowptr, cursor, start, slot, sample, pixel, tile, area),
         )
         return start, slot, sample, pixel
 

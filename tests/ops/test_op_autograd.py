@@ -88,19 +88,22 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
             found.append((torch.ones_like(y), *plain[:7], argmax, *plain[7:]))
         return found
 
-    def stats() -> list[tuple[Any, ...]]:
-        return [(*_act(namespace, block, "identity")[:3], [10, *SIZE], relu, over)
+    def affine() -> list[tuple[Any, ...]]:
+        gain, shift = (_leaf(torch.rand(10, dtype=dtype) + 0.5) for _ in range(2))
+        return [(*_act(namespace, block, "identity")[:3], weight, bias, [10, *SIZE], relu, over, 0.1
+                 )
                 for block in (0, 1, 8) for relu in (True, False) for over in ("active", "all")
-                ]  # fmt: skip
+                for weight, bias in ((gain, shift), (None, None))]  # fmt: skip
 
-    def stats_backward() -> list[tuple[Any, ...]]:
+    def affine_backward() -> list[tuple[Any, ...]]:
         found = []
-        for arguments in stats():
-            *x, size, relu, _ = map(_plain, arguments)
-            mean, var, count = ops.batch_stats(*map(_plain, arguments))
+        for arguments in affine():
+            plain = tuple(map(_plain, arguments))
+            *x, weight, _, size, relu, _, eps = plain
+            scale, shift, mean, var, _, count = ops.batch_affine(*plain)
             found += [
-                (grad, mean, var, *x, mean, count, size, relu)
-                for grad in (None, torch.ones_like(x[0]))
+                (grad, dscale, shift, *x, weight, mean, var, count, size, relu, eps)
+                for grad, dscale in ((None, scale), (torch.ones_like(x[0]), None))
             ]
         return found
 
@@ -157,8 +160,8 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
         "unpack_backward": lambda: grads(ops.unpack, acts()),
         "conv2d": conv,
         "conv2d_backward": conv_backward,
-        "batch_stats": stats,
-        "batch_stats_backward": stats_backward,
+        "batch_affine": affine,
+        "batch_affine_backward": affine_backward,
         "stem_conv2d": stem,
         "stem_conv2d_backward": stem_backward,
         "dense_linear": linear,
@@ -211,7 +214,7 @@ REFERENCE = Namespace.named("dsgc")
 
 @pytest.mark.parametrize(
     "name",
-    ["activate", "pack", "unpack", "batch_stats", "max_pool2d", "stem_conv2d", "dense_linear"],
+    ["activate", "pack", "unpack", "batch_affine", "max_pool2d", "stem_conv2d", "dense_linear"],
 )
 def test_gradcheck(name: str) -> None:
     for arguments in _operations(REFERENCE)[name]():

@@ -87,21 +87,44 @@ plain = sources((1, 8, 16), ("identity",)).filter(
 
 
 @settings(max_examples=60)
-@given(source=sources((0, 1, 8, 16), ("identity",)), over=overs, relu=st.booleans())
-def test_batch_stats(namespace: Namespace, source: Source, over: str, relu: bool) -> None:
-    case, ops = source.build(namespace.dtype), namespace.ops
+@given(
+    source=sources((0, 1, 8, 16), ("identity",)), over=overs, relu=st.booleans(),
+    weighted=st.booleans(), biased=st.booleans(),
+)  # fmt: skip
+def test_batch_affine(
+    namespace: Namespace, source: Source, over: str, relu: bool, weighted: bool, biased: bool
+) -> None:
+    case, ops, eps = source.build(namespace.dtype), namespace.ops, 0.01
     x, index, rowptr, *_ = case.arguments(ops)
-    mean, var, count = ops.batch_stats(x, index, rowptr, case.size, relu, over)
+    channels = source.channels
+    make = torch.Generator().manual_seed(2)
+    weight, bias = (
+        (torch.rand(channels, generator=make, dtype=namespace.dtype) + 0.5).requires_grad_()
+        if given else None
+        for given in (weighted, biased)
+    )  # fmt: skip
+    scale, shift, *found = ops.batch_affine(
+        x, index, rowptr, weight, bias, case.size, relu, over, eps
+    )
     y = case.x.relu() if relu else case.x
     wide = torch.ones_like(y, dtype=torch.bool)
     if case.mask is not None:
-        wide = expand_mask(case.mask, case.block, source.channels)
-    literal = literal_statistics(y, wide, over)
-    assert count.tolist() == literal[2]
-    assert not count.requires_grad
-    compare(namespace, mean, torch.stack(literal[0]), [case.x])
-    compare(namespace, var, torch.stack(literal[1]), [case.x])
-    compare(namespace, mean * var, torch.stack(literal[0]) * torch.stack(literal[1]), [case.x])
+        wide = expand_mask(case.mask, case.block, channels)
+    means, variances, counts = literal_statistics(y, wide, over)
+    mean, var = torch.stack(means), torch.stack(variances)
+    count = torch.tensor(counts, dtype=namespace.dtype)
+    unbiased = var * count / (count - 1).clamp(min=1)
+    for actual, expected in zip(found, (mean, var, unbiased, count), strict=True):
+        namespace.check(actual, expected)
+        assert not actual.requires_grad
+    # A single entry is exactly its own mean.
+    unit = torch.where(count > 1, (var + eps).rsqrt(), 0)
+    gain = unit if weight is None else unit * weight
+    moved = -mean * gain if bias is None else bias - mean * gain
+    leaves = [case.x, *(v for v in (weight, bias) if v is not None)]
+    compare(namespace, scale, gain, leaves)
+    compare(namespace, shift, moved, leaves)
+    compare(namespace, scale * shift, gain * moved, leaves)
 
 
 @settings(max_examples=60)

@@ -16,6 +16,7 @@ from dsgc.codegen.cpu import (
     map_pooling,
     pooling,
     selection,
+    statistics,
     stem,
 )
 from dsgc.codegen.cpu.libraries import Libraries
@@ -28,8 +29,8 @@ _OPERATORS: tuple[Callable[..., Any], ...] = (
     activation.pack,
     activation.unpack,
     activation.unpack_backward,
-    activation.batch_stats,
-    activation.batch_stats_backward,
+    statistics.batch_affine,
+    statistics.batch_affine_backward,
     convolution.conv2d,
     convolution_backward.conv2d_backward,
     pooling.pool2d,

@@ -1,4 +1,4 @@
-"""Generated kernels behind activate, pack, unpack and batch_stats, and their gradients."""
+"""Generated kernels behind activate, pack and unpack, and their gradients."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ __all__ = [
     "apply",
     "apply_backward",
     "as_dense",
-    "batch_stats",
-    "batch_stats_backward",
+    "as_stored",
     "channel_totals",
     "grouped_source",
     "pack",
     "padded_source",
+    "stored_values",
     "unpack",
     "unpack_backward",
 ]
@@ -78,7 +78,8 @@ def apply_backward(
     block, channels = x.shape[1], source.size[0]
     scale = blocks_of(source.scale, channels, block, 1.0)
     dx = grad if own else libraries.empty(*x.shape)
-    partial = torch.empty((tasks_for(x.shape[0]), 2, *scale.shape), dtype=torch.float32)
+    wanted = 0 if source.scale is None else channels
+    dscale, dshift = (torch.empty(wanted, dtype=torch.float32) for _ in range(2))
     libraries(families.blocked(block), f"activate_backward_{block}")(
         grad,
         x,
@@ -86,13 +87,12 @@ def apply_backward(
         scale,
         blocks_of(source.shift, channels, block),
         dx,
-        partial,
+        libraries.scratch("partial", (tasks_for(x.shape[0]), 2, *scale.shape)),
+        dscale,
+        dshift,
         *limits(source.act),
     )
-    if source.scale is None:
-        return dx, grad.new_empty(0), grad.new_empty(0)
-    sums = partial.sum(0).view(2, -1)[:, :channels]
-    return dx, sums[0].clone(), sums[1].clone()
+    return dx, dscale, dshift
 
 
 def _as_packed(x: Tensor) -> tuple[Tensor, Selection]:
@@ -102,7 +102,7 @@ def _as_packed(x: Tensor) -> tuple[Tensor, Selection]:
     return padded_channels(rows).view(-1, DENSE_BLOCK), every_block(positions, blocks)
 
 
-def _as_stored(
+def as_stored(
     libraries: Libraries, x: Tensor, index: Tensor | None, rowptr: Tensor | None
 ) -> tuple[Tensor, Selection]:
     """Packed values and their selection, whichever of the two forms ``x`` has."""
@@ -111,8 +111,8 @@ def _as_stored(
     return x.contiguous(), selection(libraries, index, rowptr)
 
 
-def _stored_values(x: Tensor, index: Tensor | None) -> Tensor:
-    """The values of :func:`_as_stored` alone."""
+def stored_values(x: Tensor, index: Tensor | None) -> Tensor:
+    """The values of :func:`as_stored` alone."""
     if index is not None:
         return x.contiguous()
     return padded_channels(dense_rows(x)).view(-1, DENSE_BLOCK)
@@ -158,7 +158,7 @@ def activate_backward(
     check_float32(source.x)
     if source.index is None or source.rowptr is None:
         values, chosen = _as_packed(source.x)
-        upstream = _stored_values(grad, None)
+        upstream = stored_values(grad, None)
         dx, dscale, dshift = apply_backward(libraries, upstream, values, chosen.ids, source, own)
         dx = dx if own else _unshared(dx, grad)
         return as_dense(dx, source.x.shape[0], source.size), dscale, dshift
@@ -187,7 +187,7 @@ def padded_source(libraries: Libraries, source: Activation) -> Tensor:
     """The activated input as rows [P + 1, width], ``width`` whole vectors; padding and the last row
     are zero. It is scratch memory: good until the next call.
     """
-    values, chosen = _as_stored(libraries, source.x, source.index, source.rowptr)
+    values, chosen = as_stored(libraries, source.x, source.index, source.rowptr)
     multiple = max(DENSE_BLOCK, values.shape[1])
     width = ceil_div(source.size[0], multiple) * multiple
     out = libraries.scratch("source", (chosen.positions + 1, width))
@@ -197,7 +197,7 @@ def padded_source(libraries: Libraries, source: Activation) -> Tensor:
 
 def grouped_source(libraries: Libraries, source: Activation, width: int) -> Tensor:
     """:func:`padded_source` cut into groups of ``width`` channels: [groups, P + 1, width]."""
-    values, chosen = _as_stored(libraries, source.x, source.index, source.rowptr)
+    values, chosen = as_stored(libraries, source.x, source.index, source.rowptr)
     groups = ceil_div(max(source.size[0], values.shape[1]), width)
     out = libraries.scratch("source", (groups, chosen.positions + 1, width))
     _scatter(libraries, "unpack_groups", values, chosen, source, out)
@@ -258,74 +258,3 @@ def channel_totals(
     partial = torch.empty((tasks_for(x.shape[0]), 2, *center.shape), dtype=torch.float32)
     libraries(families.blocked(block), f"channel_sums_{block}")(x, index, center, partial, low)
     return partial.sum(0)
-
-
-def batch_stats(
-    libraries: Libraries,
-    x: Tensor,
-    index: Tensor | None,
-    rowptr: Tensor | None,
-    size: Sequence[int],
-    relu: bool,
-    over: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``dsgc::batch_stats``: two passes, so that a mean far from zero costs no precision."""
-    check_float32(x)
-    channels, low = size[0], 0.0 if relu else -_INFINITY
-    values, chosen = _as_stored(libraries, x, index, rowptr)
-    block = values.shape[1]
-    blocks = ceil_div(channels, block)
-    if index is None:
-        stored = torch.full((blocks, 1), float(chosen.positions), dtype=torch.float32)
-    else:
-        stored = torch.bincount(chosen.ids, minlength=blocks).to(torch.float32).view(blocks, 1)
-    everything = index is not None and over != "active"
-    count = torch.full_like(stored, float(chosen.positions)) if everything else stored
-    safe = count.clamp(min=1.0)
-    zero = torch.zeros((blocks, block), dtype=torch.float32)
-    mean = channel_totals(libraries, values, chosen.ids, zero, low)[0] / safe
-    first, second = channel_totals(libraries, values, chosen.ids, mean, low)
-    if everything:
-        # Entries that are not stored are zeros: each lies -mean away from the mean.
-        missing = (count - stored) * mean
-        first, second = first - missing, torch.addcmul(second, missing, mean)
-    offset = first / safe
-    var = torch.addcmul(second / safe, offset, offset, value=-1).clamp_(min=0.0)
-    flat = (mean, var, count.expand_as(mean).contiguous())
-    mean, var, count = (standalone(value.view(-1)[:channels]) for value in flat)
-    return mean, var, count
-
-
-def batch_stats_backward(
-    libraries: Libraries,
-    grad: Tensor | None,
-    dmean: Tensor,
-    dvar: Tensor,
-    x: Tensor,
-    index: Tensor | None,
-    rowptr: Tensor | None,
-    mean: Tensor,
-    count: Tensor,
-    size: Sequence[int],
-    relu: bool,
-) -> Tensor:
-    """``dsgc::batch_stats_backward``."""
-    check_float32(x)
-    values, chosen = _as_stored(libraries, x, index, rowptr)
-    block = values.shape[1]
-    # Channels without entries have no values for a gradient to reach.
-    entries = count.clamp(min=1.0)
-    factor = 2.0 * dvar / entries
-    offset = torch.addcmul(dmean / entries, factor, mean, value=-1)
-    out = libraries.empty(*values.shape)
-    base = out.zero_() if grad is None else _stored_values(grad, index)
-    libraries(families.blocked(block), f"channel_affine_{block}")(
-        base,
-        values,
-        chosen.ids,
-        blocks_of(factor, size[0], block),
-        blocks_of(offset, size[0], block),
-        out,
-        0.0 if relu else -_INFINITY,
-    )
-    return as_dense(out, x.shape[0], size) if index is None else out

@@ -146,7 +146,7 @@ class Geometry(NamedTuple):
 
 def check_float32(x: Tensor) -> None:
     """Raises UnsupportedError unless ``x`` is a float32 tensor on the CPU."""
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if x.dtype is not torch.float32 or not x.is_cpu:
         raise UnsupportedError(
             f"generated kernels take float32 on the CPU, not {x.dtype} on {x.device}; "
             'convert the model and its inputs, or compile with backend="reference"'
@@ -162,17 +162,23 @@ def limits(act: str) -> tuple[float, float]:
 
 def blocks_of(vector: Tensor | None, channels: int, block: int, fill: float = 0.0) -> Tensor:
     """A per-channel vector as ``[blocks, block]``; lanes beyond the last channel are zero; all
-    ``fill`` for None.
+    ``fill`` for None. Only to be read: others may have been given the same memory.
     """
     blocks = ceil_div(channels, block)
     if vector is None:
-        return torch.full((blocks, block), fill, dtype=torch.float32)
+        return _constant(blocks, block, fill)
     check_float32(vector)
     if vector.shape[0] == blocks * block and vector.is_contiguous():
         return vector.view(blocks, block)
     out = torch.zeros(blocks * block, dtype=torch.float32)
     out[:channels] = vector
     return out.view(blocks, block)
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(blocks: int, block: int, fill: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.full((blocks, block), fill, dtype=torch.float32)
 
 
 def selection(libraries: Libraries, index: Tensor, rowptr: Tensor) -> Selection:
@@ -236,14 +242,11 @@ def by_block(
     if tile is None:
         tile = max(256, length * positions * blocks // max(slots, 1))
     tiles = ceil_div(positions, tile)
-    counts = torch.empty((tiles, blocks), dtype=torch.int32)
-    libraries(families.lists(), "count_lists")(index, rowptr, counts, tile)
-    start = row_pointers(counts)
-    cursor = start[:-1].clone().view(tiles, blocks)
-    slot = torch.empty(slots, dtype=torch.int32)
-    sample, pixel = torch.empty((2, slots), dtype=torch.int32)
-    fill = libraries(families.lists(), "fill_lists")
-    fill(index, rowptr, cursor, slot, sample, pixel, tile, area)
+    cursor = torch.empty((tiles, blocks), dtype=torch.int32)
+    start = torch.empty(tiles * blocks + 1, dtype=torch.int32)
+    slot, sample, pixel = torch.empty((3, slots), dtype=torch.int32).unbind()
+    place = libraries(families.lists(), "list_slots")
+    place(index, rowptr, cursor, start, slot, sample, pixel, tile, area)
     return Lists(start, slot, sample, pixel)
 
 
@@ -261,7 +264,10 @@ def new_dense(batch: int, size: Sequence[int], dtype: torch.dtype = torch.float3
 
 def dense_rows(x: Tensor) -> Tensor:
     """A dense [N, C, H, W] as contiguous rows [N * H * W, C]; a view of a channels-last tensor."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
+    batch, channels, height, width = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x.as_strided((batch * height * width, channels), (channels, 1))
+    return x.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
 
 
 def padded_channels(rows: Tensor, multiple: int = DENSE_BLOCK) -> Tensor:

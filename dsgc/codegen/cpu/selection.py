@@ -86,7 +86,9 @@ def drs_scores(
         weight,
         first,
         _filled(unit, weight.shape[2]),
-        _filled(unit.new_empty(0) if offset is None else offset, weight.shape[2]),
+        blocks_of(None, weight.shape[2], 1).view(-1)
+        if offset is None
+        else _filled(offset, weight.shape[2]),
         step,
         scores,
         geometry.table(),
@@ -96,7 +98,10 @@ def drs_scores(
 
 
 def _filled(values: Tensor, length: int) -> Tensor:
-    return F.pad(values.detach().to(torch.float32), (0, length - values.shape[0])).contiguous()
+    """A vector with zeros up to ``length``."""
+    plain = values.detach().to(torch.float32)
+    missing = length - plain.shape[0]
+    return (F.pad(plain, (0, missing)) if missing else plain).contiguous()
 
 
 def score_weight(projected: Tensor, depth: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,4 @@
-"""Deferred activations, statistics, and the way between packed and dense, for blocks of ``b``
-lanes.
+"""Deferred activations, and the way between packed and dense, for blocks of ``b`` lanes.
 
 Every activation is ``z = max(max(v, low) * scale + shift, high)`` where ``low`` and ``high`` are 0
 (a ReLU before or after the affine part) or minus infinity (none). Comparisons are written so that
@@ -47,8 +46,8 @@ def activate(b: int) -> Any:
 
 
 def activate_backward(b: int) -> Any:
-    """``dv``, and per task the partial sums of ``dscale`` (``partial[.., 0]``) and ``dshift``
-    (``partial[.., 1]``). ``dv`` may be ``dy``.
+    """``dv``, ``dscale`` and ``dshift``, which may be empty. ``dv`` may be ``dy``; ``partial`` is
+    room for the sums of a task.
     """
     name = f"activate_backward_{b}"
 
@@ -61,6 +60,8 @@ def activate_backward(b: int) -> Any:
         shift_h: T.handle,
         dv_h: T.handle,
         partial_h: T.handle,
+        dscale_h: T.handle,
+        dshift_h: T.handle,
         low: T.float32,
         high: T.float32,
     ):
@@ -68,6 +69,7 @@ def activate_backward(b: int) -> Any:
         slots = T.int64()
         blocks = T.int64()
         tasks = T.int64()
+        channels = T.int64()
         dy = T.match_buffer(dy_h, (slots, b), "float32", align=4)
         v = T.match_buffer(v_h, (slots, b), "float32", align=4)
         index = T.match_buffer(index_h, (slots,), "int32", align=4)
@@ -75,6 +77,8 @@ def activate_backward(b: int) -> Any:
         shift = T.match_buffer(shift_h, (blocks, b), "float32", align=4)
         dv = T.match_buffer(dv_h, (slots, b), "float32", align=4)
         partial = T.match_buffer(partial_h, (tasks, 2, blocks, b), "float32", align=4)
+        dscale = T.match_buffer(dscale_h, (channels,), "float32", align=4)
+        dshift = T.match_buffer(dshift_h, (channels,), "float32", align=4)
         for task in T.parallel(tasks):
             for c in T.serial(blocks):
                 for u in T.vectorized(b):
@@ -97,81 +101,12 @@ def activate_backward(b: int) -> Any:
                     partial[task, 0, c, u] = partial[task, 0, c, u] + g[u] * t[u]
                 for u in T.vectorized(b):
                     partial[task, 1, c, u] = partial[task, 1, c, u] + g[u]
-
-    return kernel
-
-
-def channel_sums(b: int) -> Any:
-    """Per task, sums over its slots of ``t = max(v, low) - center`` (``partial[.., 0]``) and of ``t
-    * t`` (``[.., 1]``).
-    """
-    name = f"channel_sums_{b}"
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        v_h: T.handle, index_h: T.handle, center_h: T.handle, partial_h: T.handle, low: T.float32
-    ):
-        T.func_attr({"global_symbol": name, "tirx.noalias": True})
-        slots = T.int64()
-        blocks = T.int64()
-        tasks = T.int64()
-        v = T.match_buffer(v_h, (slots, b), "float32", align=4)
-        index = T.match_buffer(index_h, (slots,), "int32", align=4)
-        center = T.match_buffer(center_h, (blocks, b), "float32", align=4)
-        partial = T.match_buffer(partial_h, (tasks, 2, blocks, b), "float32", align=4)
-        for task in T.parallel(tasks):
-            for c in T.serial(blocks):
-                for u in T.vectorized(b):
-                    partial[task, 0, c, u] = T.float32(0)
-                for u in T.vectorized(b):
-                    partial[task, 1, c, u] = T.float32(0)
-            first: T.let = task * slots // tasks
-            for i in T.serial((task + 1) * slots // tasks - first):
-                j: T.let = first + i
-                c: T.let = T.cast(index[j], "int64")
-                t = T.alloc_buffer((b,), "float32")
-                for u in T.vectorized(b):
-                    t[u] = T.Select(v[j, u] < low, low, v[j, u]) - center[c, u]
-                for u in T.vectorized(b):
-                    partial[task, 0, c, u] = partial[task, 0, c, u] + t[u]
-                for u in T.vectorized(b):
-                    partial[task, 1, c, u] = partial[task, 1, c, u] + t[u] * t[u]
-
-    return kernel
-
-
-def channel_affine(b: int) -> Any:
-    """``y = base``, plus ``v * factor + offset`` where ``v > low``: the gradient of the statistics.
-
-    ``y`` may be ``base``.
-    """
-    name = f"channel_affine_{b}"
-
-    @T.prim_func(s_tir=True)
-    def kernel(
-        base_h: T.handle,
-        v_h: T.handle,
-        index_h: T.handle,
-        factor_h: T.handle,
-        offset_h: T.handle,
-        y_h: T.handle,
-        low: T.float32,
-    ):
-        T.func_attr({"global_symbol": name})
-        slots = T.int64()
-        blocks = T.int64()
-        v = T.match_buffer(v_h, (slots, b), "float32", align=4)
-        index = T.match_buffer(index_h, (slots,), "int32", align=4)
-        base = T.match_buffer(base_h, (slots, b), "float32", align=4)
-        factor = T.match_buffer(factor_h, (blocks, b), "float32", align=4)
-        offset = T.match_buffer(offset_h, (blocks, b), "float32", align=4)
-        y = T.match_buffer(y_h, (slots, b), "float32", align=4)
-        for j in T.parallel(slots):
-            c: T.let = T.cast(index[j], "int64")
-            for u in T.vectorized(b):
-                y[j, u] = base[j, u] + T.Select(
-                    v[j, u] > low, v[j, u] * factor[c, u] + offset[c, u], T.float32(0)
-                )
+        for c in T.serial(channels):
+            dscale[c] = T.float32(0)
+            dshift[c] = T.float32(0)
+            for i in T.serial(tasks):
+                dscale[c] = dscale[c] + partial[i, 0, c // b, c % b]
+                dshift[c] = dshift[c] + partial[i, 1, c // b, c % b]
 
     return kernel
 

@@ -15,59 +15,53 @@ from tvm.script import tirx as T
 from dsgc.codegen.tiles import BITS
 
 
-def count_lists() -> Any:
-    """``counts[tile, block]``: how many slots of the tile chose the block."""
+def list_slots() -> Any:
+    """Writes ``start``, ``slot`` and its ``sample`` and ``pixel``, each sample having ``area``
+    positions and each tile ``tile``.
 
-    @T.prim_func(s_tir=True)
-    def count_lists(index_h: T.handle, rowptr_h: T.handle, counts_h: T.handle, tile: T.int64):
-        T.func_attr({"global_symbol": "count_lists", "tirx.noalias": True})
-        slots = T.int64()
-        rows = T.int64()
-        tiles = T.int64()
-        blocks = T.int64()
-        index = T.match_buffer(index_h, (slots,), "int32", align=4)
-        rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
-        counts = T.match_buffer(counts_h, (tiles, blocks), "int32", align=4)
-        for t in T.parallel(tiles):
-            for c in T.serial(blocks):
-                counts[t, c] = 0
-            first: T.let = T.cast(rowptr[t * tile], "int64")
-            last: T.let = T.cast(rowptr[T.min((t + 1) * tile, rows - 1)], "int64")
-            for j in T.serial(last - first):
-                c: T.let = T.cast(index[first + j], "int64")
-                counts[t, c] = counts[t, c] + 1
-
-    return count_lists
-
-
-def fill_lists() -> Any:
-    """Writes ``slot`` and its ``sample`` and ``pixel``, each sample having ``area`` positions.
-
-    ``cursor`` starts as the first place of each list and is used up.
+    ``cursor`` is room for the next free place of each list.
     """
 
     @T.prim_func(s_tir=True)
-    def fill_lists(
+    def list_slots(
         index_h: T.handle,
         rowptr_h: T.handle,
         cursor_h: T.handle,
+        start_h: T.handle,
         slot_h: T.handle,
         sample_h: T.handle,
         pixel_h: T.handle,
         tile: T.int64,
         area: T.int64,
     ):
-        T.func_attr({"global_symbol": "fill_lists", "tirx.noalias": True})
+        T.func_attr({"global_symbol": "list_slots", "tirx.noalias": True})
         slots = T.int64()
         rows = T.int64()
         tiles = T.int64()
         blocks = T.int64()
+        starts = T.int64()
         index = T.match_buffer(index_h, (slots,), "int32", align=4)
         rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
         cursor = T.match_buffer(cursor_h, (tiles, blocks), "int32", align=4)
+        start = T.match_buffer(start_h, (starts,), "int32", align=4)
         slot = T.match_buffer(slot_h, (slots,), "int32", align=4)
         sample = T.match_buffer(sample_h, (slots,), "int32", align=4)
         pixel = T.match_buffer(pixel_h, (slots,), "int32", align=4)
+        for t in T.parallel(tiles):
+            for c in T.serial(blocks):
+                cursor[t, c] = 0
+            first: T.let = T.cast(rowptr[t * tile], "int64")
+            last: T.let = T.cast(rowptr[T.min((t + 1) * tile, rows - 1)], "int64")
+            for j in T.serial(last - first):
+                c: T.let = T.cast(index[first + j], "int64")
+                cursor[t, c] = cursor[t, c] + 1
+        sum = T.alloc_scalar("int32")
+        sum = T.int32(0)
+        for i in T.serial(tiles * blocks):
+            start[i] = sum
+            sum = sum + cursor[i // blocks, i % blocks]
+            cursor[i // blocks, i % blocks] = start[i]
+        start[tiles * blocks] = sum
         for t in T.parallel(tiles):
             for i in T.serial(T.min(tile, rows - 1 - t * tile)):
                 p: T.let = t * tile + i
@@ -80,7 +74,7 @@ def fill_lists() -> Any:
                     pixel[place] = T.cast(p % area, "int32")
                     cursor[t, c] = cursor[t, c] + 1
 
-    return fill_lists
+    return list_slots
 
 
 def expand_bits() -> Any:

@@ -226,21 +226,6 @@ def equal_rows() -> Any:
     return equal_rows
 
 
-def copy_words() -> Any:
-    """``to[i] = from[i]``, 32 bits each."""
-
-    @T.prim_func(s_tir=True)
-    def copy_words(source_h: T.handle, target_h: T.handle):
-        T.func_attr({"global_symbol": "copy_words", "tirx.noalias": True})
-        count = T.int64()
-        source = T.match_buffer(source_h, (count,), "int32", align=4)
-        target = T.match_buffer(target_h, (count,), "int32", align=4)
-        for i in T.serial(count):
-            target[i] = source[i]
-
-    return copy_words
-
-
 def group_rows() -> Any:
     """Rows cut into groups of ``lanes`` channels: ``y[g, p, c] = x[p, g * lanes + c]``."""
 

@@ -24,7 +24,7 @@ from dsgc.ops.reference.pooling import (
     pool2d_backward,
 )
 from dsgc.ops.reference.selection import drs_scores, select_above, select_winners
-from dsgc.ops.reference.statistics import batch_stats, batch_stats_backward
+from dsgc.ops.reference.statistics import batch_affine, batch_affine_backward
 from dsgc.ops.reference.stem import stem_conv2d, stem_conv2d_backward
 
 __all__ = ["KERNELS"]
@@ -33,8 +33,8 @@ KERNELS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
     {
         "activate": activate,
         "activate_backward": activate_backward,
-        "batch_stats": batch_stats,
-        "batch_stats_backward": batch_stats_backward,
+        "batch_affine": batch_affine,
+        "batch_affine_backward": batch_affine_backward,
         "conv2d": conv2d,
         "conv2d_backward": conv2d_backward,
         "dense_linear": dense_linear,

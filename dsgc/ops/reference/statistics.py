@@ -1,4 +1,4 @@
-"""Reference kernels of batch_stats."""
+"""Reference kernels of batch_affine."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,26 @@ from torch import Tensor
 from dsgc.ops.layout import channels_last
 from dsgc.ops.reference.activation import block_ids, per_channel, per_entry
 
-__all__ = ["batch_stats", "batch_stats_backward"]
+__all__ = ["batch_affine", "batch_affine_backward"]
 
 
-def batch_stats(
+def batch_affine(
     x: Tensor,
     index: Tensor | None,
     rowptr: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
     size: Sequence[int],
     relu: bool,
     over: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(mean, biased variance, count) of every channel, [C] each; zeros where the count is zero.
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """(scale, shift, mean, biased variance, unbiased variance, count) of every channel, [C] each.
+
+    `f(x) * scale + shift`, where f is a ReLU if `relu`, is `(f(x) - mean) / sqrt(variance + eps) *
+    weight + bias`. A channel of a single entry is its own mean: its scale is zero and its shift the
+    bias, without the rounding error that 1 / sqrt(eps) would blow up. Mean and variances are zero
+    where the count is.
 
     over="active" counts the selected entries, over="all" every position, unselected ones as zeros.
     """
@@ -37,27 +45,44 @@ def batch_stats(
     # deviation.
     square = per_channel((f - per_entry(mean, ids, x.shape[1])).square(), ids, size[0])
     square = square + (count - stored) * mean.square()
-    return mean, square / divisor, count.clone()
+    var = square / divisor
+    scale = _unit(var, count, eps)
+    scale = scale.clone() if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return scale, shift, mean, var, square / (count - 1).clamp(min=1), count.clone()
 
 
-def batch_stats_backward(
+def _unit(var: Tensor, count: Tensor, eps: float) -> Tensor:
+    return (var + eps).rsqrt().masked_fill(count <= 1, 0)
+
+
+def batch_affine_backward(
     grad: Tensor | None,
-    dmean: Tensor,
-    dvar: Tensor,
+    dscale: Tensor | None,
+    dshift: Tensor | None,
     x: Tensor,
     index: Tensor | None,
     rowptr: Tensor | None,
+    weight: Tensor | None,
     mean: Tensor,
+    var: Tensor,
     count: Tensor,
     size: Sequence[int],
     relu: bool,
-) -> Tensor:
-    """dx, stored as x is: grad + (dmean + 2 * dvar * (f(x) - mean)) / count * f'(x)."""
-    ids = block_ids(index, rowptr)
-    block = x.shape[1]
-    divisor = count.clamp(min=1)
-    f = x.relu() if relu else x
-    centred = f - per_entry(mean, ids, block)
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dweight, dbias), dx stored as x is: `grad`, which is zero for None, and what reaches x
+    through scale and shift by way of the statistics.
+    """
+    zero = torch.zeros_like(mean)
+    dscale, dshift = zero if dscale is None else dscale, zero if dshift is None else dshift
+    unit, divisor = _unit(var, count, eps), count.clamp(min=1)
+    gain = unit.new_ones(()) if weight is None else weight
+    # shift = bias - mean * scale and scale = weight * unit
+    whole = dscale - mean * dshift
+    dmean, dvar = -gain * unit * dshift, -0.5 * whole * gain * unit**3
+    ids, block = block_ids(index, rowptr), x.shape[1]
+    centred = (x.relu() if relu else x) - per_entry(mean, ids, block)
     dx = (
         per_entry(dmean / divisor, ids, block) + per_entry(2 * dvar / divisor, ids, block) * centred
     )
@@ -65,4 +90,4 @@ def batch_stats_backward(
         dx = dx.masked_fill(x <= 0, 0)
     if grad is not None:
         dx = dx + grad
-    return channels_last(dx) if index is None else dx
+    return channels_last(dx) if index is None else dx, whole * unit, dshift.clone()
