@@ -13,6 +13,7 @@ from dsgc.errors import KernelError, UnsupportedError
 __all__ = ["Backend"]
 
 _LOADING = threading.Lock()
+_ORDINARY = (Tensor, nn.Parameter)
 
 
 class Backend:
@@ -67,6 +68,14 @@ class Backend:
             'module (compile with backend="reference" to honour it)',
             UserWarning,
             stacklevel=5,
+        )
+
+    def is_ordinary(self, tensors: list[Tensor]) -> bool:
+        """Whether inputs and parameters are tensors of torch itself, of no class of somebody's."""
+        return all(type(tensor) in _ORDINARY for tensor in tensors) and all(
+            parameter is None or type(parameter) in _ORDINARY
+            for _, table in self._parameters
+            for parameter in table.values()
         )
 
     def _obstacle(self, tensors: list[Tensor]) -> str:

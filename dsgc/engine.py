@@ -15,10 +15,13 @@ from torch import Tensor, fx, nn
 from dsgc.acceptable import closed_around
 from dsgc.backend import Backend
 from dsgc.bank import SelectorBank
+from dsgc.codegen import cpu_functions
 from dsgc.config import SparsityConfig
+from dsgc.direct_calls import call_directly
 from dsgc.errors import NothingToSparsifyError, TraceError
 from dsgc.inference import Inference
 from dsgc.kept_graphs import Assumptions, Gate, KeptGraphs
+from dsgc.observed import is_observed
 from dsgc.passes.choose_kernels import choose_kernels
 from dsgc.passes.choose_layers import is_layer
 from dsgc.passes.context import Context, LayerDecision
@@ -74,6 +77,7 @@ class Program:
         self.path, self.call, self.example = path, call, example
         self._semantic: fx.GraphModule | None = None
         self._lowered: dict[str, fx.GraphModule] = {}
+        self._direct: dict[str, Callable[..., Any]] = {}
         self._making = threading.RLock()
 
     @property
@@ -95,6 +99,15 @@ class Program:
                     lowered = run_passes(semantic, self.context, LOWERING, self.observe)
                     self._lowered[namespace] = lowered
         return self._lowered[namespace]
+
+    def direct(self, namespace: str) -> Callable[..., Any]:
+        """What runs `lowered` without torch's dispatcher."""
+        if namespace not in self._direct:
+            lowered = self.lowered(namespace)
+            with self._making:
+                if namespace not in self._direct:
+                    self._direct[namespace] = call_directly(lowered, cpu_functions())
+        return self._direct[namespace]
 
     def exposed(self, namespace: str) -> fx.GraphModule:
         """As `lowered`, returning also the dense form of all values of `semantic`, by name."""
@@ -187,18 +200,21 @@ class Engine:
         if namespace is None:
             return _run(program.semantic, tensors)
         if not torch.is_autocast_enabled("cpu"):
-            return self._run_lowered(program.lowered(namespace), tensors)
+            return self._run_lowered(program, namespace, tensors)
         self.backend.warn_of_autocast()
         with torch.autocast("cpu", enabled=False):
             wide = [t.float() if t.is_floating_point() else t for t in tensors]
-            return self._run_lowered(program.lowered(namespace), wide)
+            return self._run_lowered(program, namespace, wide)
 
-    def _run_lowered(self, graph: fx.GraphModule, tensors: list[Tensor]) -> Any:
+    def _run_lowered(self, program: Program, namespace: str, tensors: list[Tensor]) -> Any:
+        graph = program.lowered(namespace)
         if self.inference.is_wanted(tensors):
-            program = self.inference.program(graph, tensors)
-            if program is not None:
-                return self.inference.run(program, tensors)
-        return _run(graph, tensors)
+            found = self.inference.program(graph, tensors)
+            if found is not None:
+                return self.inference.run(found, tensors)
+        if profiler_is_on() or is_observed() or not self.backend.is_ordinary(tensors):
+            return _run(graph, tensors)
+        return program.direct(namespace)(*tensors)
 
     # Building
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as torch_module
 
 from dsgc.bank import SelectorBank
 from dsgc.codegen import release_memory
 from dsgc.codegen.tiles import FEW_ROWS, SKIP_SAMPLES
 from dsgc.errors import ExportError, KernelError
+from dsgc.observed import is_observed
 from dsgc.select import all_equal
 from dsgc.warn_user import warn_user
 from dsgc.watch import profiler_is_on
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Inference"]
 
-_GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 _FEW_CALLS = 24  # that programs must serve for making them to have been worth the time
 _MOST_WAITS = 32
 _MOST_PROGRAMS = 4  # each holds all weights
@@ -109,7 +107,7 @@ class Inference:
         if not all(map(_is_plain, tensors)):
             return False
         batches = {x.shape[0] if x.dim() else 0 for x in tensors}
-        if len(batches) != 1 or 0 in batches or _is_observed():
+        if len(batches) != 1 or 0 in batches or is_observed():
             return False
         needed = any(x.requires_grad for x in tensors) or self._weights.need_gradient()
         return not (torch.is_grad_enabled() and needed)
@@ -195,19 +193,6 @@ class Inference:
 def _size_of(batch: int) -> int:
     """Batches of the same size in this sense are served by the same kernels."""
     return (batch > SKIP_SAMPLES) + (batch > FEW_ROWS)
-
-
-def _is_observed() -> bool:
-    """Whether somebody follows torch's operations, which programs have none of."""
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or any(_GLOBAL_HOOKS)
-    )
 
 
 def _is_plain(x: Tensor) -> bool:

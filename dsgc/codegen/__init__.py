@@ -1,13 +1,14 @@
 """Generated kernels: the only part of dsgc that imports TVM, and only when a kernel is not in the
 cache.
 
-:func:`cpu_kernels` defines the operators of ``torch.ops.dsgc_cpu``.
+:func:`cpu_kernels` defines the operators of ``torch.ops.dsgc_cpu``; :func:`cpu_functions` are the
+same without torch's dispatcher.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +17,7 @@ from dsgc.errors import KernelError
 if TYPE_CHECKING:
     from dsgc.codegen.cpu import Libraries
 
-__all__ = ["cpu_kernels", "cpu_libraries", "release_memory"]
+__all__ = ["cpu_functions", "cpu_kernels", "cpu_libraries", "release_memory"]
 
 
 @functools.cache
@@ -53,6 +54,21 @@ def cpu_kernels() -> torch.library.Library:
     from dsgc.ops import register
 
     return register("dsgc_cpu", kernels(libraries))
+
+
+@functools.cache
+def cpu_functions() -> Any:
+    """The operators of ``torch.ops.dsgc_cpu`` as functions, see :mod:`dsgc.ops.direct`.
+
+    Raises:
+        KernelError: see :func:`cpu_libraries`.
+    """
+    cpu_kernels()
+    from dsgc.codegen.cpu import kernels
+    from dsgc.ops import SPECS
+    from dsgc.ops.direct import direct_operators
+
+    return direct_operators("dsgc_cpu", SPECS, kernels(cpu_libraries()))
 
 
 def release_memory() -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from dsgc.ops.direct import CallsOperators
 from dsgc.ops.first_derivative import first_derivative_only
 from dsgc.ops.layout import block_of, expand_mask
 from dsgc.ops.masked import apply_mask
@@ -199,7 +200,7 @@ class _Affine(torch.autograd.Function):
         return dx, None, None, *outer, *(None,) * 6
 
 
-class PackedBatchNorm(nn.Module):
+class PackedBatchNorm(CallsOperators):
     """The scale and shift that normalise a packed (or dense, then all of it) activation.
 
     Args:
@@ -212,10 +213,9 @@ class PackedBatchNorm(nn.Module):
     """
 
     def __init__(self, bn: nn.Module, over: str, namespace: str) -> None:
-        super().__init__()
+        super().__init__(namespace)
         self.bn = _check(bn, over)
         self.over = over
-        self.namespace = namespace
 
     def forward(
         self,
@@ -236,7 +236,7 @@ class PackedBatchNorm(nn.Module):
         if _uses_batch(self.bn):
             rows = x.shape[0] * size[1] * size[2] if rowptr is None else rowptr.shape[0] - 1
             _check_positions(self.bn, rows)
-            ops, bn = getattr(torch.ops, self.namespace), self.bn
+            ops, bn = self.ops, self.bn
             x, scale, shift, mean, _, unbiased, count = _Affine.apply(  # type: ignore[no-untyped-call]
                 x, index, rowptr, bn.weight, bn.bias, size, relu, self.over, bn.eps, ops, again
             )

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsgc.ops.convolution import gradients
+from dsgc.ops.direct import CallsOperators
 from dsgc.ops.first_derivative import first_derivative_only
 
 __all__ = ["Recomputable", "Recompute", "RecomputedConv2d"]
@@ -63,38 +64,30 @@ class Recomputable:
         return tuple(a._version for a in self._arguments if isinstance(a, Tensor))
 
 
-class Recompute(nn.Module):
+class Recompute(CallsOperators):
     """Tells the readers of a stem_conv2d how to make its result again.
 
     Args:
         namespace: of the operator, `torch.ops.<namespace>`.
     """
 
-    def __init__(self, namespace: str) -> None:
-        super().__init__()
-        self.namespace = namespace
-
     def forward(self, *arguments: Any) -> Recomputable | None:
         """For the arguments of the operator; None where there will be no backward."""
         if not torch.is_grad_enabled():
             return None
-        return Recomputable(getattr(torch.ops, self.namespace), arguments)
+        return Recomputable(self.ops, arguments)
 
 
-class RecomputedConv2d(nn.Module):
+class RecomputedConv2d(CallsOperators):
     """The operator conv2d, keeping a `Recomputable` in place of its input.
 
     Args:
         namespace: of the operator, `torch.ops.<namespace>`.
     """
 
-    def __init__(self, namespace: str) -> None:
-        super().__init__()
-        self.namespace = namespace
-
     def forward(self, again: Recomputable | None, *arguments: Any) -> Tensor:
         """Packed values [nnz, block] for the arguments of conv2d."""
-        ops = getattr(torch.ops, self.namespace)
+        ops = self.ops
         if again is None:
             values: Tensor = ops.conv2d(*arguments)
             return values

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from dsgc.ops.direct import CallsOperators
 from dsgc.select.selector import Selector
 
 __all__ = ["PackedSelection"]
 
 
-class PackedSelection(nn.Module):
+class PackedSelection(CallsOperators):
     """Calls a selector for the packed form of its selection."""
 
     def __init__(self, selector: Selector, namespace: str = "dsgc") -> None:
-        super().__init__()
+        super().__init__(namespace)
         self.selector = selector
-        self.namespace = namespace
 
     def forward(
         self,
@@ -28,5 +28,4 @@ class PackedSelection(nn.Module):
         size: tuple[int, int, int],
     ) -> tuple[Tensor, Tensor]:
         """(index, rowptr) of the selection for the input given as a deferred activation."""
-        namespace = self.namespace
-        return self.selector.packed(x, index, rowptr, scale, shift, act, size, namespace)
+        return self.selector.packed(x, index, rowptr, scale, shift, act, size, self.ops)

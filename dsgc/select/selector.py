@@ -228,13 +228,14 @@ class Selector(nn.Module):
         shift: Tensor | None,
         act: str,
         size: Sequence[int],
-        namespace: str,
+        ops: Any,
     ) -> tuple[Tensor, Tensor]:
         """The selection (index, rowptr) for a deferred activation (see `dsgc.ops.Activation`).
 
-        A bitmask for blocks of one channel, else a list. Works through `torch.ops.<namespace>`.
+        A bitmask for blocks of one channel, else a list. Works through
+        `ops`, which has the operators as attributes.
         """
-        settings, ops = self.settings, getattr(torch.ops, namespace)
+        settings = self.settings
         batch = x.shape[0] if rowptr is None else (rowptr.shape[0] - 1) // (size[1] * size[2])
         out_size, bits = self._out_size(size), settings.block == 1
         if self.held is not None:

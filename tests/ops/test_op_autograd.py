@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 
+from dsgc.codegen import cpu_functions
 from dsgc.errors import UnsupportedError
-from dsgc.ops import SPECS, mask_to_selection, register
+from dsgc.ops import SPECS, OpSpec, mask_to_selection, register
+from dsgc.ops.direct import direct_operators
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.reference import KERNELS
 from dsgc.select import project_weight, round_weight, ternary_projection
@@ -350,3 +353,57 @@ def test_results_are_memory_of_their_own(namespace: Namespace, name: str) -> Non
             if result.requires_grad:
                 assert not result._is_view()
                 result.add_(1)
+
+
+def _functions(namespace: Namespace) -> Any:
+    if namespace.name == "dsgc":
+        return direct_operators("dsgc", SPECS, KERNELS)
+    return cpu_functions()
+
+
+def _outcome(call: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
+    """Results, which of them need gradients, and the gradients of all arguments."""
+    results = call(*arguments)
+    results = [results] if isinstance(results, Tensor) else list(results)
+    needed = [one for one in results if one.requires_grad]
+    leaves = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
+    make = torch.Generator().manual_seed(3)
+    weights = [torch.rand(one.shape, generator=make, dtype=one.dtype) for one in needed]
+    grads = torch.autograd.grad(needed, leaves, weights, allow_unused=True) if needed else ()
+    return [*results, [one.requires_grad for one in results], *grads]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_functions_are_the_operators_to_the_bit(namespace: Namespace, spec: OpSpec) -> None:
+    name, fresh = spec.name, _plain if spec.backward is None else _leaf
+    operator, function = getattr(namespace.ops, name), getattr(_functions(namespace), name)
+    for given in _operations(namespace)[name]():
+        arguments = tuple(map(fresh, given))
+        expected = _outcome(operator, arguments)
+        actual = _outcome(function, arguments)
+        assert len(actual) == len(expected)
+        for a, b in zip(actual, expected, strict=True):
+            if isinstance(a, Tensor) and isinstance(b, Tensor):
+                assert torch.equal(a, b)
+                assert a.stride() == b.stride()
+            else:
+                assert a == b
+
+
+def test_functions_without_gradients_keep_nothing() -> None:
+    weight = torch.randn(16, 16, requires_grad=True)
+    with torch.no_grad():
+        out = cpu_functions().dense_linear(torch.randn(3, 16), weight, None)
+    assert not out.requires_grad
+    assert out.grad_fn is None
+
+
+def test_backward_of_functions_calls_operators_for_tensors_of_others() -> None:
+    """As compilers of the backward pass, which send tensors without memory through it."""
+    weight = torch.randn(16, 16, requires_grad=True)
+    out = cpu_functions().dense_linear(torch.randn(3, 16), weight, None)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        grad = mode.from_tensor(torch.ones(3, 16))
+        (found,) = torch.autograd.grad(out, weight, grad)
+    assert isinstance(found, FakeTensor)
+    assert found.shape == (16, 16)

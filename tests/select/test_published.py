@@ -116,7 +116,7 @@ def test_layer_and_its_gradients(stride: int) -> None:
 
     size, ops = list(expected.shape[1:]), torch.ops.dsgc
     dense = (x, None, None, None, None, "identity", [12, 9, 8])
-    selection = selector.packed(*dense, "dsgc")
+    selection = selector.packed(*dense, torch.ops.dsgc)
     values = ops.conv2d(*dense, conv.weight, None, *selection, 1, *window)
     _, scale, shift = PackedBatchNorm(bn, "all", "dsgc")(values, *selection, size, True)
     packed = ops.unpack(values, *selection, scale, shift, "relu_affine", size)

@@ -49,7 +49,7 @@ def _input(batch: int = 3) -> Tensor:
 
 def _packed(selector: Selector, x: Tensor) -> tuple[Tensor, Tensor]:
     """The packed form's selection for a dense x."""
-    return selector.packed(x, None, None, None, None, "identity", x.shape[1:], "dsgc")
+    return selector.packed(x, None, None, None, None, "identity", x.shape[1:], torch.ops.dsgc)
 
 
 @pytest.mark.parametrize("settings", ALL, ids=str)
@@ -76,7 +76,7 @@ def test_a_deferred_packed_input_is_read_through_its_activation(selector_name: s
     values = torch.ops.dsgc.pack(x, index, rowptr, 8)
     deferred = (values, index, rowptr, scale, shift, "affine_relu", (20, 7, 6))
     dense = torch.ops.dsgc.unpack(*deferred)
-    found = selector.packed(*deferred, "dsgc")
+    found = selector.packed(*deferred, torch.ops.dsgc)
     assert torch.equal(selection_to_mask(*found, selector.blocks, 4, 4), selector(dense))
 
 
