@@ -106,6 +106,44 @@ def test_decisions_follow_hooks() -> None:
 # Results and arguments
 
 
+class _Doubled(nn.Conv2d):
+    """Another convolution by the step that torch's forward calls."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        made: Tensor = super()._conv_forward(x, weight, bias)
+        return 2 * made
+
+
+@pytest.mark.parametrize("how", ["a method of a class", "set before", "set afterwards"])
+@pytest.mark.parametrize("backend", ["reference", "tvm"])
+def test_layers_whose_code_somebody_replaced_run_it(how: str, backend: str) -> None:
+    torch.manual_seed(0)
+    kind = _Doubled if how == "a method of a class" else nn.Conv2d
+    model = nn.Sequential(nn.Conv2d(4, 16, 3), nn.ReLU(), kind(16, 16, 3), nn.Flatten())
+    layer = model[2]
+    assert isinstance(layer, nn.Conv2d)
+
+    def doubled(input: Tensor) -> Tensor:
+        return 2 * nn.functional.conv2d(input, layer.weight, layer.bias)
+
+    if how == "set before":
+        layer.forward = doubled  # type: ignore[method-assign]
+    x = torch.randn(2, 4, 9, 9)
+    plain = 2 * nn.functional.conv2d(model[1](model[0](x)), layer.weight, layer.bias).flatten(1)
+    config = dsgc.SparsityConfig(0.5, rules={"2": 0.5}, block=8)
+    if how != "set afterwards":
+        # There is nothing left that could be sparse.
+        with pytest.raises(dsgc.NothingToSparsifyError, match="2: its code was replaced"):
+            dsgc.compile(model, config=config, backend=backend)(x)
+        return
+    sparse = dsgc.compile(model, config=config, backend=backend)
+    assert sparse(x).count_nonzero() < 0.6 * plain.numel()
+    inner = sparse.get_submodule("2")
+    inner.forward = doubled  # type: ignore[method-assign]
+    torch.testing.assert_close(sparse(x), plain)
+    assert not sparse.decisions["2"].sparse
+
+
 class Named(dict[str, Any]):
     def __getattr__(self, name: str) -> Any:
         try:

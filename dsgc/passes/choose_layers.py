@@ -22,6 +22,7 @@ from dsgc.passes.patterns import (
     is_flatten,
     module_of,
     pool,
+    runs_code_of,
     shape_of,
 )
 from dsgc.tracing.blame import user_line
@@ -66,9 +67,9 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
             context.decisions[site] = chooser.decide(node, name, site)
         decision = context.decisions[site]
         module = module_of(node)
-        if decision.sparse and module is not None and has_hooks(module):
-            # They came later: the layer is dense while it has them.
-            decision = replace(decision, sparse=False, reason="it has hooks")
+        if decision.sparse and module is not None and (extra := _extra_code(module)):
+            # It came later: the layer is dense while it has that.
+            decision = replace(decision, sparse=False, reason=extra)
         if decision.sparse and _has_changed(node, decision, densities):
             reason = "its stride, padding or dilation is another than when it was chosen"
             decision = replace(decision, sparse=False, reason=reason)
@@ -308,8 +309,8 @@ def _geometry(node: fx.Node, densities: dict[fx.Node, float]) -> tuple[Geometry 
         return None, "it is called as a function (only modules can be sparse)"
     if not isinstance(module, (nn.Conv2d, nn.Linear)) or isinstance(module, nn.ConvTranspose2d):
         return None, f"{type(module).__name__} is not supported (Conv2d and Linear are)"
-    if has_hooks(module):
-        return None, "it has hooks"
+    if extra := _extra_code(module):
+        return None, extra
     if "weight" not in module._parameters or module.weight is None:
         return None, "its weight is computed (a parametrization)"
     if len(node.args) != 1 or node.kwargs or shape_of(node.args[0]) is None:
@@ -329,9 +330,15 @@ def _geometry(node: fx.Node, densities: dict[fx.Node, float]) -> tuple[Geometry 
     return _conv_geometry(module, source)
 
 
+def _extra_code(module: nn.Module) -> str:
+    """What somebody has a layer do besides, or instead; "" for an ordinary one."""
+    if has_hooks(module):
+        return "it has hooks"
+    kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    return "" if runs_code_of(module, kind) else "its code was replaced by another"
+
+
 def _conv_geometry(conv: nn.Conv2d, source: tuple[int, ...]) -> tuple[Geometry | None, str]:
-    if type(conv)._conv_forward is not nn.Conv2d._conv_forward:
-        return None, "its class changes what a convolution does"
     if conv.groups != 1:
         return None, f"it has {conv.groups} groups (grouped convolutions stay dense)"
     if conv.padding_mode != "zeros":

@@ -14,17 +14,20 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 __all__ = [
+    "HOOKS",
     "Pool",
     "argument_nodes",
     "batch_norm",
     "elementwise",
     "has_hooks",
+    "has_own_methods",
     "is_flatten",
     "is_identity_pool",
     "layer_module",
     "module_of",
     "pool",
     "remove_dead",
+    "runs_code_of",
     "shape_of",
 ]
 
@@ -70,12 +73,29 @@ def argument_nodes(node: fx.Node) -> list[fx.Node]:
     return list(node.all_input_nodes)
 
 
+_STEPS = ("forward", "_conv_forward")
+
+
+def runs_code_of(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether what `module` does is what `kind` does: neither its class nor anybody afterwards has
+    set other methods.
+    """
+    return not has_own_methods(module) and all(
+        getattr(type(module), name, None) is getattr(kind, name, None) for name in _STEPS
+    )
+
+
+def has_own_methods(module: nn.Module) -> bool:
+    """Whether somebody has set a method on `module` that says what it does."""
+    return any(name in module.__dict__ for name in _STEPS)
+
+
 def layer_module(node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
     """The called module if it runs the unchanged forward of one of `kinds`, without hooks."""
     module = module_of(node)
     if module is None or has_hooks(module) or len(node.args) != 1 or node.kwargs:
         return None
-    same = any(isinstance(module, k) and type(module).forward is k.forward for k in kinds)
+    same = any(isinstance(module, kind) and runs_code_of(module, kind) for kind in kinds)
     return module if same and isinstance(node.args[0], fx.Node) else None
 
 

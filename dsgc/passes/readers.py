@@ -10,7 +10,15 @@ from torch import fx, nn
 
 from dsgc.ops.masked import masked_conv2d
 from dsgc.passes.geometry import conv_padding
-from dsgc.passes.patterns import batch_norm, elementwise, has_hooks, module_of, pool, shape_of
+from dsgc.passes.patterns import (
+    batch_norm,
+    elementwise,
+    has_hooks,
+    module_of,
+    pool,
+    runs_code_of,
+    shape_of,
+)
 from dsgc.select import Selector
 
 __all__ = ["any_sparse_reader", "is_stem"]
@@ -27,7 +35,7 @@ def is_stem(node: fx.Node) -> bool:
     conv = module_of(node)
     if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
         return False
-    if type(conv)._conv_forward is not nn.Conv2d._conv_forward or has_hooks(conv):
+    if not runs_code_of(conv, nn.Conv2d) or has_hooks(conv):
         return False
     made, read = shape_of(node), shape_of(node.args[0])
     if "weight" not in conv._parameters or conv_padding(conv) is None or len(node.args) != 1:

@@ -16,6 +16,7 @@ from dsgc.ops.spec import ACTS
 from dsgc.passes.patterns import (
     batch_norm,
     elementwise,
+    has_own_methods,
     layer_module,
     module_of,
     shape_of,
@@ -174,7 +175,7 @@ def is_known_module(module: nn.Module) -> bool:
 def _runs_known_code(module: nn.Module) -> bool:
     if type(module).__module__.startswith("dsgc."):
         return True
-    if "forward" in module.__dict__ or "_conv_forward" in module.__dict__:
+    if has_own_methods(module):
         return False
     run = [getattr(type(module), name, None) for name in ("forward", "_conv_forward")]
     return all(one is None or one.__module__.startswith("torch.nn.modules.") for one in run)
