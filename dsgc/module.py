@@ -17,7 +17,7 @@ from dsgc.config import SparsityConfig
 from dsgc.engine import Engine, Program
 from dsgc.errors import InputError, ShapesUnknownError, TraceError, UnsupportedError
 from dsgc.passes.context import LayerDecision
-from dsgc.passes.patterns import has_hooks
+from dsgc.passes.patterns import extra_code
 from dsgc.select import refuse_recomputation
 from dsgc.stand_in import StandIn, Structure
 
@@ -111,8 +111,8 @@ class SparseModule(StandIn):
         layers, found = self._bank.layers, dict(self._decisions)
         for site, decision in found.items():
             layer = layers.get(site)
-            if decision.sparse and layer is not None and has_hooks(layer):
-                found[site] = replace(decision, sparse=False, reason="it has hooks")
+            if decision.sparse and layer is not None and (extra := extra_code(layer)):
+                found[site] = replace(decision, sparse=False, reason=extra)
         return found
 
     @property

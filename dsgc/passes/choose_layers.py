@@ -18,11 +18,10 @@ from dsgc.passes.layer_cost import WORTH, Cost, inference_cost, layer_cost, row_
 from dsgc.passes.patterns import (
     batch_norm,
     elementwise,
-    has_hooks,
+    extra_code,
     is_flatten,
     module_of,
     pool,
-    runs_code_of,
     shape_of,
 )
 from dsgc.tracing.blame import user_line
@@ -67,7 +66,7 @@ def choose_layers(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
             context.decisions[site] = chooser.decide(node, name, site)
         decision = context.decisions[site]
         module = module_of(node)
-        if decision.sparse and module is not None and (extra := _extra_code(module)):
+        if decision.sparse and module is not None and (extra := extra_code(module)):
             # It came later: the layer is dense while it has that.
             decision = replace(decision, sparse=False, reason=extra)
         if decision.sparse and _has_changed(node, decision, densities):
@@ -309,7 +308,7 @@ def _geometry(node: fx.Node, densities: dict[fx.Node, float]) -> tuple[Geometry 
         return None, "it is called as a function (only modules can be sparse)"
     if not isinstance(module, (nn.Conv2d, nn.Linear)) or isinstance(module, nn.ConvTranspose2d):
         return None, f"{type(module).__name__} is not supported (Conv2d and Linear are)"
-    if extra := _extra_code(module):
+    if extra := extra_code(module):
         return None, extra
     if "weight" not in module._parameters or module.weight is None:
         return None, "its weight is computed (a parametrization)"
@@ -328,14 +327,6 @@ def _geometry(node: fx.Node, densities: dict[fx.Node, float]) -> tuple[Geometry 
         kernel = (window[0], window[1])
         return Geometry(channels, module.out_features, kernel, map_size=map_size), ""
     return _conv_geometry(module, source)
-
-
-def _extra_code(module: nn.Module) -> str:
-    """What somebody has a layer do besides, or instead; "" for an ordinary one."""
-    if has_hooks(module):
-        return "it has hooks"
-    kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
-    return "" if runs_code_of(module, kind) else "its code was replaced by another"
 
 
 def _conv_geometry(conv: nn.Conv2d, source: tuple[int, ...]) -> tuple[Geometry | None, str]:

@@ -19,6 +19,7 @@ __all__ = [
     "argument_nodes",
     "batch_norm",
     "elementwise",
+    "extra_code",
     "has_hooks",
     "has_own_methods",
     "is_flatten",
@@ -88,6 +89,14 @@ def runs_code_of(module: nn.Module, kind: type[nn.Module]) -> bool:
 def has_own_methods(module: nn.Module) -> bool:
     """Whether somebody has set a method on `module` that says what it does."""
     return any(name in module.__dict__ for name in _STEPS)
+
+
+def extra_code(layer: nn.Module) -> str:
+    """What somebody has a convolution or linear layer do besides, or instead; "" for nothing."""
+    if has_hooks(layer):
+        return "it has hooks"
+    kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    return "" if runs_code_of(layer, kind) else "its code was replaced by another"
 
 
 def layer_module(node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
