@@ -4,6 +4,7 @@ sizes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class Family:
     files: tuple[Path, ...] = ()
 
 
+@functools.cache
 def lists() -> Family:
     """Selections: lists by block, bitmasks, ranks; and pooling's merge."""
 
@@ -70,6 +72,7 @@ def lists() -> Family:
     return Family("lists", functions)
 
 
+@functools.cache
 def blocked(b: int) -> Family:
     """What works on one packed tensor of blocks of ``b``."""
 
@@ -106,6 +109,7 @@ def _pooling(b: int) -> list[Any]:
     return [*forward, *(pooling.pool_backward(b, mode) for mode in modes)]
 
 
+@functools.cache
 def dense_search() -> Family:
     """The search's part that does not depend on a block size."""
 
@@ -121,6 +125,7 @@ def dense_search() -> Family:
     return Family("search", functions)
 
 
+@functools.cache
 def convolution(bi: int, bo: int) -> Family:
     """Packed input of blocks of ``bi`` into output blocks of ``bo`` (weights of bi=1 come with
     ``dense``).
@@ -140,6 +145,7 @@ def convolution(bi: int, bo: int) -> Family:
     return Family(f"convolution_{bi}_{bo}", functions)
 
 
+@functools.cache
 def convolution_in_place(bi: int, bo: int) -> Family:
     """Packed input of blocks of ``bi`` into output blocks of ``bo``, by weights as they are."""
 
@@ -152,6 +158,7 @@ def convolution_in_place(bi: int, bo: int) -> Family:
     return Family(f"convolution_in_place_{bi}_{bo}", functions)
 
 
+@functools.cache
 def dense(bo: int) -> Family:
     """Dense input into output blocks of ``bo``."""
 
@@ -168,6 +175,7 @@ def dense(bo: int) -> Family:
     return Family(f"dense_{bo}", functions)
 
 
+@functools.cache
 def dense_in_place(bo: int) -> Family:
     """Dense input into output blocks of ``bo``, by weights as they are."""
 
@@ -179,6 +187,7 @@ def dense_in_place(bo: int) -> Family:
     return Family(f"dense_in_place_{bo}", functions)
 
 
+@functools.cache
 def linear(bo: int) -> Family:
     """Linear layers of few rows into output blocks of ``bo``."""
 
@@ -195,6 +204,7 @@ def linear(bo: int) -> Family:
     return Family(f"linear_{bo}", functions)
 
 
+@functools.cache
 def plain_convolution() -> Family:
     """Dense convolutions: the first one of a network, and all in programs without torch."""
 
@@ -207,6 +217,7 @@ def plain_convolution() -> Family:
     return Family("plain_convolution", functions)
 
 
+@functools.cache
 def neuron() -> Family:
     """Dense rows into single neurons (block 1)."""
 
@@ -223,6 +234,7 @@ def neuron() -> Family:
     return Family("neuron", functions)
 
 
+@functools.cache
 def rows() -> Family:
     """Dense maps in programs that run without torch."""
 
@@ -247,6 +259,7 @@ def rows() -> Family:
     return Family("rows", functions)
 
 
+@functools.cache
 def maps() -> Family:
     """Pooling of dense maps that are still to be activated."""
 
@@ -258,6 +271,7 @@ def maps() -> Family:
     return Family("maps", functions)
 
 
+@functools.cache
 def skipping() -> Family:
     """Linear layers of very few samples in programs that run without torch."""
 
@@ -269,6 +283,7 @@ def skipping() -> Family:
     return Family("skipping", functions)
 
 
+@functools.cache
 def elementwise() -> Family:
     """Functions of single values in programs that run without torch, softmax and concatenation."""
 

@@ -39,11 +39,10 @@ def _check_positions(bn: _NormBase, positions: int) -> None:
         raise ValueError("batch normalisation needs more than one value per channel in training")
 
 
-@torch.no_grad()
 def _update_running(bn: _NormBase, mean: Tensor, unbiased: Tensor, count: Tensor) -> None:
     """Move the running statistics of the channels that had entries, as PyTorch would.
 
-    mean, unbiased variance and count are [C].
+    mean, unbiased variance and count are [C]. To be called where no gradients are recorded.
     """
     if not (bn.training and bn.track_running_stats):
         return
@@ -125,7 +124,8 @@ class MaskedBatchNorm(nn.Module):
         wide = y if y.dtype in (torch.float32, torch.float64) else y.float()
         if _uses_batch(self.bn):
             mean, var, count = self._statistics(wide, mask, block)
-            _update_running(self.bn, mean, var * count / (count - 1).clamp(min=1), count)
+            with torch.no_grad():
+                _update_running(self.bn, mean, var * count / (count - 1).clamp(min=1), count)
             scale, shift = _scale_and_shift(self.bn, mean, var, count)
         else:
             scale, shift = running_affine(self.bn)
@@ -150,8 +150,8 @@ class MaskedBatchNorm(nn.Module):
 
 
 class _Affine(torch.autograd.Function):
-    """(x itself, and what batch_affine returns): whoever reads x through this leaves its gradient
-    here.
+    """(x itself, scale, shift), and the running statistics moved: whoever reads x through this
+    leaves its gradient here.
 
     The gradient of the statistics is then added to it in one pass, where two separate gradients
     of x would take a tensor more and another pass to add.
@@ -168,24 +168,26 @@ class _Affine(torch.autograd.Function):
         size: Sequence[int],
         relu: bool,
         over: str,
-        eps: float,
+        bn: _NormBase,
         ops: Any,
         again: Any,
-    ) -> tuple[Tensor, ...]:
-        found = ops.batch_affine(x, index, rowptr, weight, bias, size, relu, over, eps)
-        _, _, mean, var, unbiased, count = found
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        eps = bn.eps
+        scale, shift, mean, var, unbiased, count = ops.batch_affine(
+            x, index, rowptr, weight, bias, size, relu, over, eps
+        )
+        _update_running(bn, mean, unbiased, count)
         ctx.again = None if again is None else again.hold()
         kept = x if again is None else None
         ctx.save_for_backward(kept, index, rowptr, weight, mean, var, count)
-        ctx.mark_non_differentiable(mean, var, unbiased, count)
         ctx.set_materialize_grads(False)
         ctx.has_bias, ctx.rest, ctx.ops = bias is not None, (size, relu, eps), ops
-        return x.view_as(x), *found
+        return x.view_as(x), scale, shift
 
     @staticmethod
     @first_derivative_only
     def backward(
-        ctx: Any, dx: Tensor | None, dscale: Tensor | None, dshift: Tensor | None, *_: None
+        ctx: Any, dx: Tensor | None, dscale: Tensor | None, dshift: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         x, *others = ctx.saved_tensors
         if ctx.again is not None:
@@ -237,9 +239,8 @@ class PackedBatchNorm(CallsOperators):
             rows = x.shape[0] * size[1] * size[2] if rowptr is None else rowptr.shape[0] - 1
             _check_positions(self.bn, rows)
             ops, bn = self.ops, self.bn
-            x, scale, shift, mean, _, unbiased, count = _Affine.apply(  # type: ignore[no-untyped-call]
-                x, index, rowptr, bn.weight, bn.bias, size, relu, self.over, bn.eps, ops, again
+            made: tuple[Tensor, Tensor, Tensor] = _Affine.apply(  # type: ignore[no-untyped-call]
+                x, index, rowptr, bn.weight, bn.bias, size, relu, self.over, bn, ops, again
             )
-            _update_running(bn, mean, unbiased, count)
-            return x, scale, shift
+            return made
         return x, *running_affine(self.bn)

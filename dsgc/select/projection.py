@@ -1,5 +1,6 @@
 """Projections for the search: random (DSG, arXiv 1810.00859), or those a weight keeps most in."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -107,12 +108,20 @@ def leading_projection(weight: Tensor, columns: int, window: bool) -> Tensor:
     matrix = weight.flatten(1).t() if window else weight.transpose(0, 1).flatten(1)
     dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
     matrix = torch.nan_to_num(matrix.to(dtype), nan=0.0, posinf=0.0, neginf=0.0)
-    generator = generator_for("leading projection", *matrix.shape, columns)
-    start = torch.randn(matrix.shape[0], columns, generator=generator, dtype=torch.float64)
-    basis: Tensor = torch.linalg.qr(start.to(matrix))[0]
+    basis = _start(*matrix.shape, columns, dtype).to(matrix.device)
     for _ in range(_ITERATIONS):
         basis = torch.linalg.qr(matrix @ (matrix.t() @ basis))[0]
     return basis.contiguous()
+
+
+@functools.lru_cache(maxsize=64)
+def _start(rows: int, samples: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Random orthonormal columns [rows, columns], always the same; only to be read."""
+    with torch.inference_mode(False):
+        generator = generator_for("leading projection", rows, samples, columns)
+        start = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+        basis: Tensor = torch.linalg.qr(start.to(dtype))[0]
+    return basis
 
 
 def estimate_unit(projection: Tensor) -> float:

@@ -28,6 +28,7 @@ __all__ = ["Libraries", "is_dense", "standalone"]
 _log = logging.getLogger(__name__)
 Kernel = Callable[..., None]
 _POOLED_BYTES = 1 << 20
+_SCRATCH_VIEWS = 256  # shapes of small scratch memory that are kept
 _RECALLED = 3
 Value = TypeVar("Value")
 _Remembered = MutableMapping[Tensor, dict[str, tuple[int, Any]]]
@@ -137,15 +138,22 @@ class Libraries:
         Small pieces live on, one a use and thread: the next request for the same use gets the same
         memory. Large ones come from the pool and go back when the caller drops them.
         """
+        views: dict[object, Tensor] = self._local.__dict__.setdefault("views", {})
+        known = views.get((use, shape))
+        if known is not None:
+            return known
         count = prod(shape)
         if 4 * count >= _POOLED_BYTES:
             return self.empty(*shape)
         buffers: dict[str, Tensor] = self._local.__dict__.setdefault("buffers", {})
-        if use not in buffers or buffers[use].numel() < count:
-            # What lives on must not be an inference tensor: training may be next to write to it.
-            with torch.inference_mode(False):
+        if use not in buffers or buffers[use].numel() < count or len(views) > _SCRATCH_VIEWS:
+            views.clear()
+        # What lives on must not be an inference tensor: training may be next to write to it.
+        with torch.inference_mode(False):
+            if use not in buffers or buffers[use].numel() < count:
                 buffers[use] = torch.empty(count, dtype=torch.float32)
-        return buffers[use][:count].view(shape)
+            made = views[use, shape] = buffers[use][:count].view(shape)
+        return made
 
 
 def standalone(view: Tensor) -> Tensor:
