@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dsgc.errors import KernelError, UnsupportedError
+from dsgc.observed import is_ordinary
 
 __all__ = ["Backend"]
 
 _LOADING = threading.Lock()
-_ORDINARY = (Tensor, nn.Parameter)
 
 
 class Backend:
@@ -71,9 +71,9 @@ class Backend:
         )
 
     def is_ordinary(self, tensors: list[Tensor]) -> bool:
-        """Whether inputs and parameters are tensors of torch itself, of no class of somebody's."""
-        return all(type(tensor) in _ORDINARY for tensor in tensors) and all(
-            parameter is None or type(parameter) in _ORDINARY
+        """Whether inputs are ordinary tensors, and parameters of no class of somebody's."""
+        return all(map(is_ordinary, tensors)) and all(
+            parameter is None or type(parameter) in (Tensor, nn.Parameter)
             for _, table in self._parameters
             for parameter in table.values()
         )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dsgc
@@ -161,3 +162,65 @@ def test_saved_tensors_go_through_the_hooks_of_others() -> None:
         found = _step(sparse)
     assert kept > 10
     assert all(map(torch.equal, found, expected))
+
+
+def _net_without_linear_layers() -> dsgc.SparseModule:
+    """A stem that is made again in backward, batch norms, pooling and an unpacking."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Conv2d(64, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 24, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    config = dsgc.SparsityConfig(0.6, rules={"3": 0.6, "7": 0.6}, block=8)
+    return dsgc.compile(model, config=config, example_inputs=(X,), backend="tvm")
+
+
+def test_many_backward_passes_at_once() -> None:
+    sparse = _net_without_linear_layers()
+    weight = dict(sparse.named_parameters())["3.weight"]
+    out = sparse(X)
+    many = torch.randn(3, *out.shape)
+    (found,) = torch.autograd.grad(out, weight, many, is_grads_batched=True, retain_graph=True)
+    for one, grad in zip(found, many, strict=True):
+        (expected,) = torch.autograd.grad(out, weight, grad, retain_graph=True)
+        torch.testing.assert_close(one, expected)
+
+
+def test_backward_alone_on_tensors_without_memory() -> None:
+    sparse = _net_without_linear_layers()
+    out = sparse(X)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        grad = mode.from_tensor(torch.ones(out.shape))
+        found = torch.autograd.grad(out, list(sparse.parameters()), grad)
+    for one, parameter in zip(found, sparse.parameters(), strict=True):
+        assert isinstance(one, FakeTensor)
+        assert one.shape == parameter.shape
+
+
+def test_nodes_of_autograd_have_the_names_of_operators() -> None:
+    names, work = set(), [_net_without_linear_layers()(X).grad_fn]
+    while work:
+        if (node := work.pop()) is not None and node.name() not in names:
+            names.add(node.name())
+            work += [source for source, _ in node.next_functions]
+    assert {"conv2dBackward", "pool2dBackward", "unpackBackward"} <= names
+
+
+def test_hooks_of_all_modules_in_backward_see_every_step() -> None:
+    sparse, seen = _sparse(), set()
+    handle = nn.modules.module.register_module_full_backward_hook(
+        lambda module, *_: seen.add(type(module).__name__)
+    )
+    try:
+        _step(sparse)
+    finally:
+        handle.remove()
+    assert "PackedBatchNorm" in seen
+
+
+def test_eps_may_be_a_tensor() -> None:
+    sparse = _sparse()
+    norm = sparse.get_submodule("4")
+    norm.eps = torch.tensor(1e-5)
+    _step(sparse)

@@ -9,18 +9,38 @@ operations (modes, transforms, compilers, profilers) gets to see them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from dsgc.observed import is_observed, is_ordinary
 from dsgc.ops.first_derivative import first_derivative_only
 from dsgc.ops.spec import OpSpec
 
-__all__ = ["CallsOperators", "direct_operators"]
+__all__ = ["CallsOperators", "Functions", "direct_operators", "suited_to"]
+
+
+class Functions(SimpleNamespace):
+    """Operators as functions, attributes by their names.
+
+    Attributes:
+        operators: `torch.ops.<namespace>`, which has the same.
+    """
+
+    operators: Any
+
+
+def suited_to(ops: Any, grads: Iterable[Tensor | None]) -> Any:
+    """`ops`, but operators in the place of functions where somebody follows backward: a gradient is
+    no ordinary tensor, such as those without memory, or a mode or a transform is on.
+    """
+    if not isinstance(ops, Functions):
+        return ops
+    ordinary = all(grad is None or is_ordinary(grad) for grad in grads)
+    return ops if ordinary and not is_observed() else ops.operators
 
 
 class CallsOperators(nn.Module):
@@ -52,25 +72,22 @@ class CallsOperators(nn.Module):
 
 def direct_operators(
     namespace: str, specs: Sequence[OpSpec], kernels: Mapping[str, Callable[..., Any]]
-) -> Any:
+) -> Functions:
     """Every operator as a function, an attribute of what is returned by its name.
 
     Args:
-        namespace: of the same operators. Backward calls those where a gradient is no ordinary
-            tensor.
+        namespace: of the same operators, `torch.ops.<namespace>`.
         specs: the operators.
         kernels: what they do, by name.
     """
-    functions = SimpleNamespace()
+    functions = Functions(operators=getattr(torch.ops, namespace))
     for spec in specs:
         make = _plain if spec.backward is None else _differentiable
-        setattr(functions, spec.name, make(spec, kernels[spec.name], functions, namespace))
+        setattr(functions, spec.name, make(spec, kernels[spec.name], functions))
     return functions
 
 
-def _plain(
-    spec: OpSpec, kernel: Callable[..., Any], functions: Any, namespace: str
-) -> Callable[..., Any]:
+def _plain(spec: OpSpec, kernel: Callable[..., Any], functions: Functions) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         return kernel(*arguments)
 
@@ -79,32 +96,27 @@ def _plain(
 
 
 def _differentiable(
-    spec: OpSpec, kernel: Callable[..., Any], functions: Any, namespace: str
+    spec: OpSpec, kernel: Callable[..., Any], functions: Functions
 ) -> Callable[..., Any]:
     if spec.backward is None or spec.setup_context is None:
         raise ValueError(f"operator {spec.name} has no gradient")
     backward, save = spec.backward, spec.setup_context
-    formula = first_derivative_only(partial(backward, functions))
-    dispatched = first_derivative_only(partial(backward, getattr(torch.ops, namespace)))
 
-    class Direct(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            result = kernel(*arguments)
-            save(ctx, arguments, result)
-            return result
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        result = kernel(*arguments)
+        save(ctx, arguments, result)
+        return result
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            ordinary = all(type(grad) is Tensor for grad in grads)
-            return (formula if ordinary else dispatched)(ctx, *grads)
+    @first_derivative_only
+    def formula(ctx: Any, *grads: Any) -> Any:
+        return backward(suited_to(functions, grads), ctx, *grads)
 
-    Direct.__name__ = Direct.__qualname__ = spec.name
+    # Made so that the node of autograd has the operator's name.
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(formula)}
+    function: Any = type(spec.name, (torch.autograd.Function,), methods)
 
     def call(*arguments: Any) -> Any:
-        if torch.is_grad_enabled():
-            return Direct.apply(*arguments)  # type: ignore[no-untyped-call]
-        return kernel(*arguments)
+        return function.apply(*arguments) if torch.is_grad_enabled() else kernel(*arguments)
 
     call.__name__ = spec.name
     return call

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from dsgc.ops.direct import CallsOperators
+from dsgc.ops.direct import CallsOperators, suited_to
 from dsgc.ops.first_derivative import first_derivative_only
 from dsgc.ops.layout import block_of, expand_mask
 from dsgc.ops.masked import apply_mask
@@ -150,8 +150,8 @@ class MaskedBatchNorm(nn.Module):
 
 
 class _Affine(torch.autograd.Function):
-    """(x itself, scale, shift), and the running statistics moved: whoever reads x through this
-    leaves its gradient here.
+    """(x itself, and what batch_affine returns): whoever reads x through this leaves its gradient
+    here.
 
     The gradient of the statistics is then added to it in one pass, where two separate gradients
     of x would take a tensor more and another pass to add.
@@ -168,35 +168,32 @@ class _Affine(torch.autograd.Function):
         size: Sequence[int],
         relu: bool,
         over: str,
-        bn: _NormBase,
+        eps: float,
         ops: Any,
         again: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        eps = bn.eps
-        scale, shift, mean, var, unbiased, count = ops.batch_affine(
-            x, index, rowptr, weight, bias, size, relu, over, eps
-        )
-        _update_running(bn, mean, unbiased, count)
+    ) -> tuple[Tensor, ...]:
+        found = ops.batch_affine(x, index, rowptr, weight, bias, size, relu, over, eps)
+        _, _, mean, var, unbiased, count = found
         ctx.again = None if again is None else again.hold()
         kept = x if again is None else None
         ctx.save_for_backward(kept, index, rowptr, weight, mean, var, count)
+        ctx.mark_non_differentiable(mean, var, unbiased, count)
         ctx.set_materialize_grads(False)
         ctx.has_bias, ctx.rest, ctx.ops = bias is not None, (size, relu, eps), ops
-        return x.view_as(x), scale, shift
+        return x.view_as(x), *found
 
     @staticmethod
     @first_derivative_only
     def backward(
-        ctx: Any, dx: Tensor | None, dscale: Tensor | None, dshift: Tensor | None
+        ctx: Any, dx: Tensor | None, dscale: Tensor | None, dshift: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         x, *others = ctx.saved_tensors
         if ctx.again is not None:
             x = ctx.again.take()
         if dscale is None and dshift is None:
             return (dx, *(None,) * 10)
-        dx, dweight, dbias = ctx.ops.batch_affine_backward(
-            dx, dscale, dshift, x, *others, *ctx.rest
-        )
+        ops = suited_to(ctx.ops, [dx, dscale, dshift])
+        dx, dweight, dbias = ops.batch_affine_backward(dx, dscale, dshift, x, *others, *ctx.rest)
         weighted = others[2] is not None
         outer = (dweight if weighted else None, dbias if ctx.has_bias else None)
         return dx, None, None, *outer, *(None,) * 6
@@ -239,8 +236,11 @@ class PackedBatchNorm(CallsOperators):
             rows = x.shape[0] * size[1] * size[2] if rowptr is None else rowptr.shape[0] - 1
             _check_positions(self.bn, rows)
             ops, bn = self.ops, self.bn
-            made: tuple[Tensor, Tensor, Tensor] = _Affine.apply(  # type: ignore[no-untyped-call]
-                x, index, rowptr, bn.weight, bn.bias, size, relu, self.over, bn, ops, again
+            eps = float(bn.eps)
+            x, scale, shift, mean, _, unbiased, count = _Affine.apply(  # type: ignore[no-untyped-call]
+                x, index, rowptr, bn.weight, bn.bias, size, relu, self.over, eps, ops, again
             )
-            return made
+            with torch.no_grad():
+                _update_running(bn, mean, unbiased, count)
+            return x, scale, shift
         return x, *running_affine(self.bn)

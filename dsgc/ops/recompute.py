@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsgc.ops.convolution import gradients
-from dsgc.ops.direct import CallsOperators
+from dsgc.ops.direct import CallsOperators, suited_to
 from dsgc.ops.first_derivative import first_derivative_only
 
 __all__ = ["Recomputable", "Recompute", "RecomputedConv2d"]
@@ -53,7 +53,7 @@ class Recomputable:
             )
         if self._made is None:
             with torch.no_grad():
-                self._made = self._ops.stem_conv2d(*self._arguments)
+                self._made = suited_to(self._ops, ()).stem_conv2d(*self._arguments)
         made = self._made
         self._taken += 1
         if self._taken >= self._holders:
@@ -111,4 +111,5 @@ class _Conv2d(torch.autograd.Function):
         saved: Sequence[Tensor | None] = ctx.saved_tensors
         tensors = (ctx.again.take(), *saved)
         needs = ctx.needs_input_grad[2:]
-        return None, None, *gradients(ctx.ops, grad, tensors, ctx.act, ctx.size, ctx.rest, needs)
+        ops = suited_to(ctx.ops, [grad])
+        return None, None, *gradients(ops, grad, tensors, ctx.act, ctx.size, ctx.rest, needs)

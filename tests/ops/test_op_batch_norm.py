@@ -228,3 +228,14 @@ def test_what_cannot_be_normalised_is_refused() -> None:
         PackedBatchNorm(nn.BatchNorm2d(8), "all", "dsgc")(
             torch.zeros(1, 8), *mask_to_selection(one, False), [8, 1, 1], False
         )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_reach_the_statistics(namespace: Namespace, value: float) -> None:
+    x = torch.randn(4, 16, 3, 3, dtype=namespace.dtype)
+    x[1, 3, 1, 1] = value
+    arguments = (None, None, None, None, [16, 3, 3], False, "active", 0.1)
+    scale, shift, mean, var, unbiased, _ = namespace.ops.batch_affine(x, *arguments)
+    for found in (scale, shift, var, unbiased):
+        assert [c for c in range(16) if found[c].isnan()] == [3]
+    assert not mean[3].isfinite()

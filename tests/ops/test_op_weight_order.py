@@ -14,13 +14,20 @@ from dsgc.codegen.cpu.weights import blocked_weight
 from dsgc.ops import mask_to_selection
 from tests.ops.cases import Namespace
 
+ORDERS = ["contiguous", "channels-last", "misaligned", "fortran", "turned", "gaps"]
 LIBRARIES = Libraries(KernelCache())
 GEOMETRY = ([1, 1], [1, 1], [1, 1])
 
 
 def ordered(order: str, *shape: int) -> Tensor:
-    """A weight that is contiguous, channels-last, channels-last but misaligned, or has gaps."""
+    """A weight that is contiguous, channels-last, channels-last but misaligned, in Fortran's order,
+    with its taps turned, or has gaps.
+    """
     weight = torch.randn(shape)
+    if order == "fortran":
+        return weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    if order == "turned":
+        return weight.transpose(2, 3).contiguous().transpose(2, 3)
     if order == "channels-last":
         return weight.contiguous(memory_format=torch.channels_last)
     if order == "misaligned":
@@ -32,7 +39,7 @@ def ordered(order: str, *shape: int) -> Tensor:
     return weight
 
 
-@pytest.mark.parametrize("order", ["contiguous", "channels-last", "misaligned", "gaps"])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("side", [3, 40])  # blocks of weights are visited once, or many times
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def plain_weight(libraries: Libraries, blocked: Tensor, like: Tensor) -> Tensor:
     out = libraries.empty_like(like)
     flat = out.flatten(2)
     libraries(_weight_family(bi, bo), f"unblock_weights_{bi}_{bo}{_form(flat)}")(blocked, flat)
+    if flat.data_ptr() != out.data_ptr():
+        out.copy_(flat.view(out.shape))  # taps that do not follow each other
     return out
 
 

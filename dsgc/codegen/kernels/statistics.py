@@ -153,9 +153,9 @@ def batch_affine(b: int) -> Any:
             # Entries that are not stored are zeros: each lies -mean away from the mean.
             sums: T.let = first - (count[k] - stored) * mean[k]
             offset: T.let = sums / T.max(count[k], T.float32(1))
-            spread: T.let = T.max(
-                second + (count[k] - stored) * mean[k] * mean[k] - sums * offset, T.float32(0)
-            )
+            squares: T.let = second + (count[k] - stored) * mean[k] * mean[k] - sums * offset
+            # Rounding may leave less than nothing; NaN stays.
+            spread: T.let = T.Select(squares < T.float32(0), T.float32(0), squares)
             var[k] = spread / T.max(count[k], T.float32(1))
             unbiased[k] = spread / T.max(count[k] - T.float32(1), T.float32(1))
             # A single entry is its own mean; 1 / sqrt(eps) would blow up its rounding error.
