@@ -28,7 +28,8 @@ def call_directly(gm: fx.GraphModule, functions: Any) -> Callable[..., Any]:
         made = copies[node] = graph.node_copy(node, copies.__getitem__)
         module = module_of(node)
         if operator_namespace(node) is not None:
-            made.target = getattr(functions, operator_name(node))
+            # One that somebody has added stays an operator.
+            made.target = getattr(functions, operator_name(node), node.target)
         elif isinstance(module, CallsOperators):
             made.op, made.target = "call_function", module.with_functions(functions).forward
     code = graph.python_code("self")
