@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsgc.config import LayerSettings
+from dsgc.observed import is_observed
 from dsgc.ops.layout import ceil_div
 
 __all__ = [
@@ -108,20 +109,30 @@ def leading_projection(weight: Tensor, columns: int, window: bool) -> Tensor:
     matrix = weight.flatten(1).t() if window else weight.transpose(0, 1).flatten(1)
     dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
     matrix = torch.nan_to_num(matrix.to(dtype), nan=0.0, posinf=0.0, neginf=0.0)
-    basis = _start(*matrix.shape, columns, dtype).to(matrix.device)
+    basis = _start(matrix.shape[0], matrix.shape[1], columns, dtype).to(matrix.device)
     for _ in range(_ITERATIONS):
         basis = torch.linalg.qr(matrix @ (matrix.t() @ basis))[0]
     return basis.contiguous()
 
 
-@functools.lru_cache(maxsize=64)
 def _start(rows: int, samples: int, columns: int, dtype: torch.dtype) -> Tensor:
     """Random orthonormal columns [rows, columns], always the same; only to be read."""
+    if is_observed():  # what is made now may be no tensor for later
+        return _made_start(rows, samples, columns, dtype)
+    return _kept_start(rows, samples, columns, dtype)
+
+
+def _made_start(rows: int, samples: int, columns: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         generator = generator_for("leading projection", rows, samples, columns)
-        start = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+        start = torch.randn(
+            rows, columns, generator=generator, dtype=torch.float64, device=generator.device
+        )
         basis: Tensor = torch.linalg.qr(start.to(dtype))[0]
     return basis
+
+
+_kept_start = functools.lru_cache(maxsize=64)(_made_start)
 
 
 def estimate_unit(projection: Tensor) -> float:

@@ -166,7 +166,9 @@ def blocks_of(vector: Tensor | None, channels: int, block: int, fill: float = 0.
     """
     blocks = ceil_div(channels, block)
     if vector is None:
-        return _constant(blocks, block, fill)
+        kept = _kept_constant(blocks, block, fill)
+        # One that was first asked for where tensors have no memory is of no use elsewhere.
+        return kept if type(kept) is Tensor else _constant(blocks, block, fill)
     check_float32(vector)
     if vector.shape[0] == blocks * block and vector.is_contiguous():
         return vector.view(blocks, block)
@@ -175,10 +177,12 @@ def blocks_of(vector: Tensor | None, channels: int, block: int, fill: float = 0.
     return out.view(blocks, block)
 
 
-@functools.lru_cache(maxsize=64)
 def _constant(blocks: int, block: int, fill: float) -> Tensor:
     with torch.inference_mode(False):
-        return torch.full((blocks, block), fill, dtype=torch.float32)
+        return torch.full((blocks, block), fill, dtype=torch.float32, device="cpu")
+
+
+_kept_constant = functools.lru_cache(maxsize=64)(_constant)
 
 
 def selection(libraries: Libraries, index: Tensor, rowptr: Tensor) -> Selection:
