@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dsgc
 
-LARGE, SMALL = torch.randn(32, 4, 16, 16), torch.randn(5, 4, 16, 16)
+LARGE, SMALL = torch.randn(32, 4, 16, 16), torch.randn(3, 4, 16, 16)
 DECISIONS = "dsgc_selectors.decisions"
 
 
