@@ -18,7 +18,7 @@ from dsgc.bank import SelectorBank
 from dsgc.codegen import release_memory
 from dsgc.codegen.tiles import FEW_ROWS, SKIP_SAMPLES
 from dsgc.errors import ExportError, KernelError
-from dsgc.observed import is_observed
+from dsgc.observed import is_observed, is_ordinary
 from dsgc.select import all_equal
 from dsgc.warn_user import warn_user
 from dsgc.watch import profiler_is_on
@@ -196,12 +196,7 @@ def _size_of(batch: int) -> int:
 
 
 def _is_plain(x: Tensor) -> bool:
-    return (
-        type(x) is Tensor
-        and x.dtype == torch.float32
-        and x.layout is torch.strided
-        and not x._is_zerotensor()
-    )
+    return type(x) is Tensor and x.dtype == torch.float32 and is_ordinary(x)
 
 
 class _ForkedLock:

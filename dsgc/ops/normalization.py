@@ -17,6 +17,7 @@ from dsgc.ops.direct import CallsOperators, suited_to
 from dsgc.ops.first_derivative import first_derivative_only
 from dsgc.ops.layout import block_of, expand_mask
 from dsgc.ops.masked import apply_mask
+from dsgc.ops.reference.statistics import unit_of
 
 __all__ = ["MaskedBatchNorm", "PackedBatchNorm"]
 
@@ -61,22 +62,11 @@ def _update_running(bn: _NormBase, mean: Tensor, unbiased: Tensor, count: Tensor
     bn.running_var.lerp_(unbiased.to(dtype), rate)
 
 
-def _unit(bn: _NormBase, var: Tensor, count: Tensor | None) -> Tensor:
-    """What divides by the standard deviation, [C].
-
-    `count` [C] is given where mean and var come from the batch. A single entry is its own mean: it
-    normalises to exactly zero and takes no gradient, which zero says without the rounding error
-    that 1/sqrt(eps) would blow up.
-    """
-    unit = (var + bn.eps).rsqrt()
-    return unit if count is None else unit.masked_fill(count <= 1, 0)
-
-
 def _scale_and_shift(
     bn: _NormBase, mean: Tensor, var: Tensor, count: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """[C] each, such that x * scale + shift is x normalised; differentiable in everything."""
-    scale = _unit(bn, var, count)
+    scale = unit_of(var, bn.eps, count)
     if bn.weight is not None:
         scale = scale * bn.weight
     shift = -mean * scale

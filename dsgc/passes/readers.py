@@ -13,10 +13,9 @@ from dsgc.passes.geometry import conv_padding
 from dsgc.passes.patterns import (
     batch_norm,
     elementwise,
-    has_hooks,
+    extra_code,
     module_of,
     pool,
-    runs_code_of,
     shape_of,
 )
 from dsgc.select import Selector
@@ -35,7 +34,7 @@ def is_stem(node: fx.Node) -> bool:
     conv = module_of(node)
     if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.padding_mode != "zeros":
         return False
-    if not runs_code_of(conv, nn.Conv2d) or has_hooks(conv):
+    if extra_code(conv):
         return False
     made, read = shape_of(node), shape_of(node.args[0])
     if "weight" not in conv._parameters or conv_padding(conv) is None or len(node.args) != 1:

@@ -146,13 +146,15 @@ class Libraries:
         if 4 * count >= _POOLED_BYTES:
             return self.empty(*shape)
         buffers: dict[str, Tensor] = self._local.__dict__.setdefault("buffers", {})
-        if use not in buffers or buffers[use].numel() < count or len(views) > _SCRATCH_VIEWS:
-            views.clear()
+        buffer = buffers.get(use)
         # What lives on must not be an inference tensor: training may be next to write to it.
         with torch.inference_mode(False):
-            if use not in buffers or buffers[use].numel() < count:
-                buffers[use] = torch.empty(count, dtype=torch.float32)
-            made = views[use, shape] = buffers[use][:count].view(shape)
+            if buffer is None or buffer.numel() < count:
+                buffer = buffers[use] = torch.empty(count, dtype=torch.float32)
+                views.clear()
+            elif len(views) > _SCRATCH_VIEWS:
+                views.clear()
+            made = views[use, shape] = buffer[:count].view(shape)
         return made
 
 

@@ -7,6 +7,34 @@ from typing import Any
 from tvm.script import tirx as T
 
 
+@T.macro
+def sum_centred(v, index, center, partial, low, task):  # type: ignore[no-untyped-def]
+    """What one task adds up for :func:`channel_sums`."""
+    for c in T.serial(partial.shape[2]):
+        for u in T.vectorized(partial.shape[3]):
+            partial[task, 0, c, u] = T.float32(0)
+        for u in T.vectorized(partial.shape[3]):
+            partial[task, 1, c, u] = T.float32(0)
+    first: T.let = task * v.shape[0] // partial.shape[0]
+    for i in T.serial((task + 1) * v.shape[0] // partial.shape[0] - first):
+        j: T.let = first + i
+        c: T.let = T.cast(index[j], "int64")
+        t = T.alloc_buffer((partial.shape[3],), "float32")
+        for u in T.vectorized(partial.shape[3]):
+            t[u] = T.Select(v[j, u] < low, low, v[j, u]) - center[c, u]
+        for u in T.vectorized(partial.shape[3]):
+            partial[task, 0, c, u] = partial[task, 0, c, u] + t[u]
+        for u in T.vectorized(partial.shape[3]):
+            partial[task, 1, c, u] = partial[task, 1, c, u] + t[u] * t[u]
+
+
+def unit_of(var: Any, count: Any, eps: Any) -> Any:
+    """What divides by the standard deviation. A single entry is its own mean: 1 / sqrt(eps) would
+    blow up its rounding error.
+    """
+    return T.Select(count > T.float32(1), T.float32(1) / T.sqrt(var + eps), T.float32(0))
+
+
 def channel_sums(b: int) -> Any:
     """Per task, sums over its slots of ``t = max(v, low) - center`` (``partial[.., 0]``) and of ``t
     * t`` (``[.., 1]``).
@@ -26,22 +54,7 @@ def channel_sums(b: int) -> Any:
         center = T.match_buffer(center_h, (blocks, b), "float32", align=4)
         partial = T.match_buffer(partial_h, (tasks, 2, blocks, b), "float32", align=4)
         for task in T.parallel(tasks):
-            for c in T.serial(blocks):
-                for u in T.vectorized(b):
-                    partial[task, 0, c, u] = T.float32(0)
-                for u in T.vectorized(b):
-                    partial[task, 1, c, u] = T.float32(0)
-            first: T.let = task * slots // tasks
-            for i in T.serial((task + 1) * slots // tasks - first):
-                j: T.let = first + i
-                c: T.let = T.cast(index[j], "int64")
-                t = T.alloc_buffer((b,), "float32")
-                for u in T.vectorized(b):
-                    t[u] = T.Select(v[j, u] < low, low, v[j, u]) - center[c, u]
-                for u in T.vectorized(b):
-                    partial[task, 0, c, u] = partial[task, 0, c, u] + t[u]
-                for u in T.vectorized(b):
-                    partial[task, 1, c, u] = partial[task, 1, c, u] + t[u] * t[u]
+            sum_centred(v, index, center, partial, low, task)
 
     return kernel
 
@@ -122,21 +135,7 @@ def batch_affine(b: int) -> Any:
                     "float32",
                 )
         for task in T.parallel(tasks):
-            for c in T.serial(blocks):
-                for u in T.vectorized(b):
-                    partial[task, 0, c, u] = T.float32(0)
-                for u in T.vectorized(b):
-                    partial[task, 1, c, u] = T.float32(0)
-            first: T.let = task * slots // tasks
-            for i in T.serial((task + 1) * slots // tasks - first):
-                c: T.let = T.cast(index[first + i], "int64")
-                t = T.alloc_buffer((b,), "float32")
-                for u in T.vectorized(b):
-                    t[u] = T.Select(v[first + i, u] < low, low, v[first + i, u]) - center[c, u]
-                for u in T.vectorized(b):
-                    partial[task, 0, c, u] = partial[task, 0, c, u] + t[u]
-                for u in T.vectorized(b):
-                    partial[task, 1, c, u] = partial[task, 1, c, u] + t[u] * t[u]
+            sum_centred(v, index, center, partial, low, task)
         for k in T.serial(channels):
             c: T.let = k // b
             u: T.let = k % b
@@ -158,10 +157,7 @@ def batch_affine(b: int) -> Any:
             spread: T.let = T.Select(squares < T.float32(0), T.float32(0), squares)
             var[k] = spread / T.max(count[k], T.float32(1))
             unbiased[k] = spread / T.max(count[k] - T.float32(1), T.float32(1))
-            # A single entry is its own mean; 1 / sqrt(eps) would blow up its rounding error.
-            unit: T.let = T.Select(
-                count[k] > T.float32(1), T.float32(1) / T.sqrt(var[k] + eps), T.float32(0)
-            )
+            unit: T.let = unit_of(var[k], count[k], eps)
             scale[k] = unit * T.if_then_else(weights > 0, weight[k], T.float32(1))
             shift[k] = T.if_then_else(biases > 0, bias[k], T.float32(0)) - mean[k] * scale[k]
 
@@ -222,9 +218,7 @@ def batch_affine_backward(b: int) -> Any:
             shifted: T.let = T.if_then_else(shifts > 0, dshift[k], T.float32(0))
             gain: T.let = T.if_then_else(weights > 0, weight[k], T.float32(1))
             entries: T.let = T.max(count[k], T.float32(1))
-            unit: T.let = T.Select(
-                count[k] > T.float32(1), T.float32(1) / T.sqrt(var[k] + eps), T.float32(0)
-            )
+            unit: T.let = unit_of(var[k], count[k], eps)
             # shift = bias - mean * scale and scale = weight * unit
             whole: T.let = T.if_then_else(scales > 0, dscale[k], T.float32(0)) - mean[k] * shifted
             factor: T.let = -whole * gain * unit * unit * unit / entries

@@ -8,7 +8,7 @@ from torch import Tensor
 from dsgc.ops.layout import channels_last
 from dsgc.ops.reference.activation import block_ids, per_channel, per_entry
 
-__all__ = ["batch_affine", "batch_affine_backward"]
+__all__ = ["batch_affine", "batch_affine_backward", "unit_of"]
 
 
 def batch_affine(
@@ -46,14 +46,21 @@ def batch_affine(
     square = per_channel((f - per_entry(mean, ids, x.shape[1])).square(), ids, size[0])
     square = square + (count - stored) * mean.square()
     var = square / divisor
-    scale = _unit(var, count, eps)
+    scale = unit_of(var, eps, count)
     scale = scale.clone() if weight is None else scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     return scale, shift, mean, var, square / (count - 1).clamp(min=1), count.clone()
 
 
-def _unit(var: Tensor, count: Tensor, eps: float) -> Tensor:
-    return (var + eps).rsqrt().masked_fill(count <= 1, 0)
+def unit_of(var: Tensor, eps: float, count: Tensor | None) -> Tensor:
+    """What divides by the standard deviation, [C].
+
+    `count` [C] is given where mean and var come from the batch. A single entry is its own mean: it
+    normalises to exactly zero and takes no gradient, which zero says without the rounding error
+    that 1/sqrt(eps) would blow up.
+    """
+    unit = (var + eps).rsqrt()
+    return unit if count is None else unit.masked_fill(count <= 1, 0)
 
 
 def batch_affine_backward(
@@ -76,7 +83,7 @@ def batch_affine_backward(
     """
     zero = torch.zeros_like(mean)
     dscale, dshift = zero if dscale is None else dscale, zero if dshift is None else dshift
-    unit, divisor = _unit(var, count, eps), count.clamp(min=1)
+    unit, divisor = unit_of(var, eps, count), count.clamp(min=1)
     gain = unit.new_ones(()) if weight is None else weight
     # shift = bias - mean * scale and scale = weight * unit
     whole = dscale - mean * dshift
