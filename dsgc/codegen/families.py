@@ -28,6 +28,7 @@ __all__ = [
     "dense_search",
     "elementwise",
     "linear",
+    "linear_pairs",
     "lists",
     "neuron",
     "plain_convolution",
@@ -202,6 +203,24 @@ def linear(bo: int) -> Family:
         ]
 
     return Family(f"linear_{bo}", functions)
+
+
+@functools.cache
+def linear_pairs(bi: int, bo: int) -> Family:
+    """Linear layers of few rows from packed blocks of ``bi`` into output blocks of ``bo``."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import linear_pairs
+
+        held = max(1, target.held(bi) // 2)
+        return [
+            linear_pairs.strip_edges(),
+            linear_pairs.pair_products(bi, bo, held),
+            linear_pairs.pair_data_gradient(bi, bo, held),
+            linear_pairs.pair_weight_gradient(bi, bo, held),
+        ]
+
+    return Family(f"linear_pairs_{bi}_{bo}", functions)
 
 
 @functools.cache

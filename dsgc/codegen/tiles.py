@@ -10,6 +10,9 @@ __all__ = [
     "GROUP",
     "NEURON_DEPTHS",
     "NEURON_LANES",
+    "PAIRS_BELOW",
+    "PAIR_BLOCKS",
+    "PAIR_STRIP",
     "PLAIN_COLUMNS",
     "PROJECTED_LANES",
     "RANKED_BLOCKS",
@@ -36,6 +39,9 @@ FEW_BLOCKS = 32  # most scores of a position for which a bit each fits a lane
 FEW_ROWS = 256  # samples up to which a linear layer reads its weights as they are
 ROW_LANES = 16  # inputs of a linear layer of few rows that are a vector
 ROW_STRIP = 16  # such vectors that a task takes at a time
+PAIR_BLOCKS = (8, 16, 32, 64)  # block sizes that kernels of pairs of linear layers take
+PAIRS_BELOW = 0.45  # part of its input's blocks present below which it takes pairs
+PAIR_STRIP = 256  # inputs of a linear layer of few rows whose weights a task copies at a time
 SKIP_SAMPLES = 4  # samples up to which skipping zero inputs beats reading weights once for all
 SKIP_STRIP = 64  # outputs of a linear layer whose weights for one input lie together
 PROJECTED_LANES = 8  # a projected row is a whole number of these

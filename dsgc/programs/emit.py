@@ -309,7 +309,9 @@ class _Emitter:
             return lambda: x
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return lambda: dense_rules.adaptive_average(self.writer, x, self.pixels(node))
-        return self.shared_rule(node, x)
+        plain = isinstance(module, nn.Flatten)
+        reshaped = function_rules.reshape_rule(self.writer, x, self.shape(node)) if plain else None
+        return reshaped or self.shared_rule(node, x)
 
     def packed_rule(self, node: fx.Node, x: Packed) -> Callable[[], Any] | None:
         """Functions that keep zeros, of packed values."""

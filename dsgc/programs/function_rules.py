@@ -15,7 +15,7 @@ from dsgc.programs.recognise import averages_pixels, channel_padding, pixel_step
 from dsgc.programs.values import Rows
 from dsgc.programs.writer import Writer
 
-__all__ = ["Rule", "averaging_rule", "layout_rule"]
+__all__ = ["Rule", "averaging_rule", "layout_rule", "reshape_rule"]
 
 Rule = Callable[[], Any]
 _RESHAPES: tuple[Any, ...] = (torch.reshape, torch.flatten, "reshape", "view", "flatten")
@@ -41,11 +41,12 @@ def layout_rule(writer: Writer, node: fx.Node, x: Rows, made: Sequence[int]) -> 
     if node.target is operator.getitem and (step := pixel_steps(node.args[1])) is not None:
         return lambda: dense_rules.take_pixels(writer, x, step)
     if node.target in _RESHAPES:
-        return _reshaped(writer, x, tuple(made))
+        return reshape_rule(writer, x, tuple(made))
     return None
 
 
-def _reshaped(writer: Writer, x: Rows, shape: tuple[int, ...]) -> Rule | None:
+def reshape_rule(writer: Writer, x: Rows, shape: tuple[int, ...]) -> Rule | None:
+    """Functions and modules that only make another `shape`, where that needs no kernel."""
     batch = writer.samples
     if shape == (batch, x.size[0], 1, 1) and x.matrix:
         return lambda: _as_map(writer, x)

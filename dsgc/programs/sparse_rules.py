@@ -17,6 +17,7 @@ from dsgc.codegen.families import Family
 from dsgc.codegen.tiles import (
     BITS,
     NEURON_LANES,
+    PAIRS_BELOW,
     ROW_LANES,
     suits_few_rows,
 )
@@ -47,7 +48,7 @@ def convolution(
     geometry = Geometry.forward(source.size[1:], size, weight.shape[2:], *window)
     out = writer.program.buffer(target.slots, block)
     made = Packed(out, block)
-    if _is_few_rows(weight, geometry, block, batch):
+    if _is_few_rows(weight, geometry, block, batch) and not _skips_pairs(source, block):
         _row_products(writer, source, weight, bias, target, made)
     elif block == 1:
         _neurons(writer, source, weight, bias, target, made, geometry)
@@ -70,6 +71,14 @@ def _is_few_rows(weight: Tensor, geometry: Geometry, block: int, batch: int) -> 
         and geometry.step == (1, 1)
     )
     return whole and suits_few_rows(batch, weight[0].numel(), weight.shape[0], block)
+
+
+def _skips_pairs(source: Source, block: int) -> bool:
+    """Whether a linear layer of few rows is better off reading only weights of blocks that are in
+    its input as well, which lie side by side here.
+    """
+    packed = isinstance(source.x, Packed) and source.x.block > 1 and source.size[1:] == (1, 1)
+    return packed and block > 1 and source.chosen is not None and source.chosen.usual < PAIRS_BELOW
 
 
 def _row_products(

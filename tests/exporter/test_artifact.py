@@ -69,6 +69,21 @@ def test_settings_agree(settings: dict[str, object], tmp_path: Path) -> None:
     assert_agrees(sparse, dsgc.export(sparse, tmp_path / "model.dsgc", x), x)
 
 
+@pytest.mark.parametrize("block", [1, 8, 16, 32])
+def test_perceptrons_of_matrices_agree(block: int, tmp_path: Path) -> None:
+    layers = [nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 192), nn.ReLU(), nn.Linear(192, 160)]
+    model = nn.Sequential(nn.Flatten(), *layers, nn.ReLU(), nn.Linear(160, 7))
+    config = dsgc.SparsityConfig(sparsity=0.75, rules={"re:[135]": 0.75}, block=block)
+    x = torch.randn(5, 64)
+    sparse = dsgc.compile(model, config=config).eval()
+    path = dsgc.export(sparse, tmp_path / "model.dsgc", x)
+    assert_agrees(sparse, path, x)
+    pairs = block > 1
+    with zipfile.ZipFile(path) as archive:
+        manifest = archive.read("manifest.json").decode()
+    assert (f"packed_convolution_{block}_{block}" in manifest) == pairs
+
+
 def test_an_artifact_for_an_older_processor_agrees(tmp_path: Path) -> None:
     target = "avx2" if host_target().lanes >= 8 else "x86-64"
     sparse = make_sparse(Small())

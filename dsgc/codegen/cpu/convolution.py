@@ -19,7 +19,8 @@ from dsgc.codegen.cpu.layout import (
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.cpu.linear import is_few_rows, row_products
+from dsgc.codegen.cpu.linear import is_few_rows, row_lists, row_products
+from dsgc.codegen.cpu.linear_pairs import pair_products, takes_pairs
 from dsgc.codegen.cpu.neuron import neuron_convolution
 from dsgc.codegen.cpu.schedules import CHUNK, Layer, Schedule, each_schedule
 from dsgc.codegen.cpu.weights import blocked_weight, in_place, padded_inputs
@@ -130,7 +131,10 @@ def conv2d(
     outputs, inputs = weight.shape[:2]
     target = selection(libraries, y_index, y_rowptr)
     if is_few_rows(weight, target, block, geometry):
-        return row_products(libraries, source, weight, bias, target, block)
+        lists = row_lists(libraries, weight, target, block)
+        if takes_pairs(source, block):
+            return pair_products(libraries, source, weight, bias, lists, block)
+        return row_products(libraries, source, weight, bias, lists, block)
     if block == 1:
         return neuron_convolution(libraries, source, weight, bias, target, geometry)
     if nearly_dense(source):

@@ -34,7 +34,13 @@ from dsgc.codegen.cpu.layout import (
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.cpu.linear import is_few_rows, row_data_gradient, row_weight_gradient
+from dsgc.codegen.cpu.linear import (
+    is_few_rows,
+    row_data_gradient,
+    row_lists,
+    row_weight_gradient,
+)
+from dsgc.codegen.cpu.linear_pairs import pair_data_gradient, pair_weight_gradient, takes_pairs
 from dsgc.codegen.cpu.neuron import (
     neuron_convolution,
     neuron_data_gradient,
@@ -104,7 +110,10 @@ def _weight_gradient(
 ) -> Tensor:
     block, (outputs, inputs) = grad.shape[1], weight.shape[:2]
     if is_few_rows(weight, target, block, geometry):
-        return row_weight_gradient(libraries, grad, source, weight, target)
+        lists = row_lists(libraries, weight, target, block)
+        if takes_pairs(source, block):
+            return pair_weight_gradient(libraries, grad, source, weight, lists)
+        return row_weight_gradient(libraries, grad, source, weight, lists)
     if block == 1:
         return neuron_weight_gradient(libraries, grad, source, weight, target, geometry)
     if nearly_dense(source):
@@ -193,7 +202,10 @@ def _data_gradient(
     chosen = packed_selection(libraries, source)
     (outputs, inputs), bi, bo = weight.shape[:2], source.x.shape[1], grad.shape[1]
     swapped, backward = weight.detach().transpose(0, 1), geometry.transposed()
-    if bi == 1:
+    if is_few_rows(weight, target, bo, geometry):
+        lists = row_lists(libraries, weight, target, bo)
+        dx = pair_data_gradient(libraries, grad, source, weight, lists)
+    elif bi == 1:
         size = (outputs, 1, 1)
         upstream = Activation(grad, target.ids, target.rowptr, None, None, "identity", size)
         dx = neuron_convolution(libraries, upstream, swapped, None, chosen, backward)
@@ -215,8 +227,10 @@ def _wants_every_channel(
     than of those that are.
     """
     block = grad.shape[1]
-    if source.index is None or is_few_rows(weight, target, block, geometry):
+    if source.index is None:
         return True
+    if is_few_rows(weight, target, block, geometry):
+        return not takes_pairs(source, block)
     if block > 1:
         return nearly_dense(source)
     if source.x.shape[1] > 1:
@@ -238,7 +252,8 @@ def _gradient_rows(
     """The gradient of every input channel, selected or not: rows [P, C or more]."""
     block = grad.shape[1]
     if is_few_rows(weight, target, block, geometry):
-        return row_data_gradient(libraries, grad, source, weight, target)
+        lists = row_lists(libraries, weight, target, block)
+        return row_data_gradient(libraries, grad, source, weight, lists)
     batch = target.positions // geometry.target_area
     if block == 1:
         positions, backward = batch * geometry.source_area, geometry.transposed()

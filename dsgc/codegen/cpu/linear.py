@@ -19,6 +19,7 @@ __all__ = [
     "is_few_rows",
     "products",
     "row_data_gradient",
+    "row_lists",
     "row_products",
     "row_weight_gradient",
     "weight_gradient",
@@ -55,29 +56,29 @@ def row_products(
     source: Activation,
     weight: Tensor,
     bias: Tensor | None,
-    target: Selection,
+    lists: RowLists,
     block: int,
 ) -> Tensor:
     """The selected blocks of every sample: [slots, block]."""
-    rows = _rows(libraries, source, target.positions)
-    return products(libraries, rows, weight, bias, _lists(libraries, weight, target, block), block)
+    return products(libraries, _rows(libraries, source), weight, bias, lists, block)
 
 
 def row_weight_gradient(
-    libraries: Libraries, grad: Tensor, source: Activation, weight: Tensor, target: Selection
+    libraries: Libraries, grad: Tensor, source: Activation, weight: Tensor, lists: RowLists
 ) -> Tensor:
     """Like ``weight``; zero for blocks that no sample chose."""
-    rows = _rows(libraries, source, target.positions)
-    lists = _lists(libraries, weight, target, grad.shape[1])
-    return weight_gradient(libraries, grad, rows, weight, lists)
+    return weight_gradient(libraries, grad, _rows(libraries, source), weight, lists)
 
 
 def row_data_gradient(
-    libraries: Libraries, grad: Tensor, source: Activation, weight: Tensor, target: Selection
+    libraries: Libraries, grad: Tensor, source: Activation, weight: Tensor, lists: RowLists
 ) -> Tensor:
     """The gradient of every input, selected or not: rows [P, C] of pixels."""
-    samples, channels = target.positions, source.size[0]
-    lists = _lists(libraries, weight, target, grad.shape[1])
+    channels, height, width = source.size
+    if source.rowptr is None:
+        samples = source.x.shape[0]
+    else:
+        samples = (source.rowptr.shape[0] - 1) // (height * width)
     out = data_gradient(libraries, grad, samples, weight, lists)
     return out.view(samples, channels, -1).transpose(1, 2).contiguous().view(-1, channels)
 
@@ -126,14 +127,15 @@ def _by_block(weight: Tensor, block: int) -> Tensor:
     return weight.detach().view(weight.shape[0] // block, block, -1, ROW_LANES)
 
 
-def _lists(libraries: Libraries, weight: Tensor, target: Selection, block: int) -> RowLists:
+def row_lists(libraries: Libraries, weight: Tensor, target: Selection, block: int) -> RowLists:
     """One list a block, over all samples: each is a single position."""
     found = by_block(libraries, target, weight.shape[0] // block, 1, tile=max(1, target.positions))
     return RowLists(found.start, found.slot, found.sample)
 
 
-def _rows(libraries: Libraries, source: Activation, samples: int) -> Tensor:
+def _rows(libraries: Libraries, source: Activation) -> Tensor:
     """The activated input as [samples, vectors, ROW_LANES], in the order of the weight."""
-    rows = padded_source(libraries, source)[:-1, : source.size[0]]
-    order = rows.reshape(samples, -1, source.size[0]).transpose(1, 2)
-    return order.contiguous().view(samples, -1, ROW_LANES)
+    channels, height, width = source.size
+    rows = padded_source(libraries, source)[:-1, :channels]
+    order = rows.reshape(-1, height * width, channels).transpose(1, 2)
+    return order.contiguous().view(order.shape[0], -1, ROW_LANES)

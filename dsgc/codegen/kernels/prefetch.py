@@ -6,11 +6,13 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-FIRST_LEVEL, DATA = 3, 1  # how close to the core it should come; not instructions
+FIRST_LEVEL, SECOND_LEVEL = 3, 2  # how close to the core it should come
+DATA = 1  # not instructions
 
 
-def fetch(address: Any, write: bool = False) -> Any:
-    """The call that brings the cache line at ``address`` into the first-level cache.
+def fetch(address: Any, write: bool = False, level: int = FIRST_LEVEL) -> Any:
+    """The call that brings the cache line at ``address`` into the first-level cache, or into the
+    second.
 
     It never faults, so the address may lie beyond the end of a buffer.
     """
@@ -19,6 +21,6 @@ def fetch(address: Any, write: bool = False) -> Any:
         "llvm.prefetch",
         address,
         T.int32(int(write)),
-        T.int32(FIRST_LEVEL),
+        T.int32(level),
         T.int32(DATA),
     )
