@@ -38,6 +38,7 @@ from dsgc.passes.pipeline import (
 from dsgc.passes.propagate_shapes import eval_mode, fake_inputs, propagate_shapes
 from dsgc.seen import SeenCall
 from dsgc.skeleton import Skeletons
+from dsgc.small import small_program
 from dsgc.tracing.call_shape import CallShape
 from dsgc.tracing.trace import Traced, trace
 from dsgc.warn_user import warn_user
@@ -164,17 +165,18 @@ class Engine:
         """Run the model on the graphs for this call.
 
         Where no layer became sparse, or none is yet, there is nothing to gain from graphs: after
-        the first call, which leaves one to look at, the model runs as it is.
+        the first call, which leaves one to look at, the model runs as it is, and as a program where
+        most of its time would be spent between its layers.
         """
         self.seen = SeenCall(args, kwargs)
-        dense = self.bank.dense_now or not self._any_sparse()
+        never = not any(decision.sparse for decision in self.decisions.values())
         with self.gate.running():
-            if self.last is not None and self.profiled is None and dense:
+            if self.last is None or self.profiled is not None or not (never or self.bank.dense_now):
+                return self.call_part("", args, kwargs)
+            found = small_program(self, args, kwargs) if never else None
+            if found is None:
                 return self.model(*args, **kwargs)
-            return self.call_part("", args, kwargs)
-
-    def _any_sparse(self) -> bool:
-        return any(decision.sparse for decision in self.decisions.values())
+            return self.inference.run(found, list(args))
 
     def call_part(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the submodule `path`: as a graph, or by its own code around graphs."""

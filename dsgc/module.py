@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from dsgc.acceptable import check_values
 from dsgc.bank import SelectorBank
@@ -18,6 +17,7 @@ from dsgc.engine import Engine, Program
 from dsgc.errors import InputError, ShapesUnknownError, TraceError, UnsupportedError
 from dsgc.passes.context import LayerDecision
 from dsgc.passes.patterns import extra_code
+from dsgc.seen import leaves_of
 from dsgc.select import refuse_recomputation
 from dsgc.stand_in import StandIn, Structure
 
@@ -303,7 +303,7 @@ class SparseModule(StandIn):
             self._engine.last = (program, self._engine.backend.namespace_for(tensors))
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves = pytree.tree_leaves((args, kwargs))
+        leaves = leaves_of(args, kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors and all(isinstance(leaf, _SIMPLE) for leaf in leaves):
             given = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"

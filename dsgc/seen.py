@@ -1,21 +1,35 @@
-"""Remembers what a module was called with, without keeping tensors alive."""
+"""What a module was called with: its leaves, and a memory of them that keeps no tensor alive."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["SeenCall"]
+__all__ = ["SeenCall", "has_only_tensors", "leaves_of"]
+
+
+def has_only_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call has nothing but tensors, by position: there is no structure to look into."""
+    return not kwargs and all(type(arg) is Tensor for arg in args)
+
+
+def leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """All that a call is made with, whatever structures it comes in."""
+    return list(args) if has_only_tensors(args, kwargs) else pytree.tree_leaves((args, kwargs))
 
 
 class SeenCall:
     """The arguments of a call; its tensors are there as long as somebody else has them."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        self._spec: pytree.TreeSpec | None = None
+        leaves: Sequence[Any] = args
+        if not has_only_tensors(args, kwargs):
+            leaves, self._spec = pytree.tree_flatten((args, kwargs))
         self._leaves = [weakref.ref(x) if isinstance(x, Tensor) else x for x in leaves]
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -24,5 +38,7 @@ class SeenCall:
         held = sum(isinstance(x, weakref.ref) for x in self._leaves)
         if not held or sum(isinstance(leaf, Tensor) for leaf in leaves) < held:
             return None
+        if self._spec is None:
+            return tuple(leaves), {}
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         return args, kwargs

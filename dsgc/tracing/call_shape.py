@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from dsgc.errors import TraceError
+from dsgc.seen import has_only_tensors
 
 __all__ = ["CallShape", "value_key"]
 
@@ -35,16 +36,18 @@ class CallShape:
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[CallShape, list[torch.Tensor]]:
         """The structure of a call of `module`, and its tensors in order."""
+        if has_only_tensors(args, kwargs):
+            return _of_tensors(tuple(_parameter_names(module, args, kwargs))), list(args)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         names = _parameter_names(module, args, kwargs)
         slots: list[str | None] = []
         for i, (leaf, name) in enumerate(zip(leaves, names, strict=True)):
-            slots.append((name or f"input_{i}") if isinstance(leaf, torch.Tensor) else None)
+            slots.append(_slot(i, name) if isinstance(leaf, torch.Tensor) else None)
         constants = tuple(None if isinstance(x, torch.Tensor) else x for x in leaves)
         tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
         return CallShape(spec, tuple(slots), constants), tensors
 
-    @property
+    @functools.cached_property
     def key(self) -> tuple[object, ...]:
         """Hashable identity of the structure: equal only if the same graph serves both calls.
 
@@ -52,6 +55,18 @@ class CallShape:
             TraceError: an argument is an object of which that cannot be told.
         """
         return (self.spec, self.slots, tuple(value_key(c) for c in self.constants))
+
+
+def _slot(place: int, name: str | None) -> str:
+    return name or f"input_{place}"
+
+
+@functools.lru_cache(maxsize=256)
+def _of_tensors(names: tuple[str | None, ...]) -> CallShape:
+    """A call with a tensor for each of the names and nothing else, kept: most calls are such."""
+    spec = pytree.tree_structure(((0,) * len(names), {}))
+    slots = tuple(_slot(i, name) for i, name in enumerate(names))
+    return CallShape(spec, slots, (None,) * len(names))
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,7 @@ def _parameter_names(
     given = [(positional[i] if i < len(positional) else "", arg) for i, arg in enumerate(args)]
     # tree_flatten keeps a dict's own order.
     for name, value in [*given, *kwargs.items()]:
-        count = len(pytree.tree_leaves(value))
+        count = 1 if type(value) is torch.Tensor else len(pytree.tree_leaves(value))
         usable = name.isidentifier() and not keyword.iskeyword(name) and name != "self"
         base = name if usable else f"input_{len(names)}"
         names += [base] if count == 1 else [f"{base}_{j}" for j in range(count)]

@@ -1,0 +1,78 @@
+"""Models without sparse layers and with little to do run as programs for inference."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dsgc
+from dsgc.zoo.small import MLP, LeNet5
+from tests.test_inference import counted
+
+X = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(5))
+
+
+def all_dense(model: nn.Module, example: Tensor = X) -> tuple[dsgc.SparseModule, nn.Module]:
+    """The model in eval mode, which is too small to be sparse, and a copy of it."""
+    plain = copy.deepcopy(model).eval()
+    with pytest.warns(UserWarning, match="the model runs dense"):
+        module = dsgc.compile(model.eval(), sparsity=0.5, example_inputs=example)
+    assert not any(layer.sparse for layer in module.decisions.values())
+    return module, plain
+
+
+@torch.no_grad()
+def test_small_networks_run_as_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, plain = all_dense(LeNet5())
+    with counted(monkeypatch) as done:
+        for batch in (2, 1, 3):
+            x = torch.randn(batch, 1, 28, 28)
+            torch.testing.assert_close(module(x), plain(x), rtol=1e-5, atol=1e-5)
+    assert done == ["made", "run", "run", "run"]
+
+
+@torch.no_grad()
+def test_weights_that_are_written_count() -> None:
+    module, _ = all_dense(LeNet5())
+    before = module(X)
+    for parameter in module.parameters():
+        parameter.mul_(0.5)
+    plain = module.to_dense().eval()
+    assert not torch.allclose(module(X), before)
+    torch.testing.assert_close(module(X), plain(X), rtol=1e-5, atol=1e-5)
+
+
+def test_others_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, plain = all_dense(LeNet5())
+    large = torch.randn(128, 1, 28, 28)  # 53 M multiply-adds
+    with counted(monkeypatch) as done:
+        assert torch.equal(module(X), plain(X))  # somebody may want gradients
+        with torch.no_grad():
+            assert torch.equal(module(large), plain(large))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert torch.equal(module(X), plain(X))
+            assert torch.equal(module(x=X), plain(X))
+            module.train()
+            assert torch.equal(module(X), plain(X))
+    assert not done
+
+
+@torch.no_grad()
+def test_small_linear_layers_are_quicker_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, plain = all_dense(MLP(width=0.1))
+    with counted(monkeypatch) as done:
+        assert torch.equal(module(X), plain(X))
+    assert not done
+
+
+@torch.no_grad()
+def test_other_images_than_layers_were_chosen_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 32, 3), nn.AdaptiveAvgPool2d(1)]
+    module, plain = all_dense(nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 4)))
+    with counted(monkeypatch) as done:
+        x = torch.randn(2, 1, 40, 40)
+        assert torch.equal(module(x), plain(x))
+    assert not done
