@@ -32,6 +32,7 @@ __all__ = [
     "lists",
     "neuron",
     "plain_convolution",
+    "residual",
     "rows",
 ]
 
@@ -124,6 +125,18 @@ def dense_search() -> Family:
         ]
 
     return Family("search", functions)
+
+
+@functools.cache
+def residual(b: int) -> Family:
+    """Sums of dense maps and packed branches of blocks of ``b``."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import residual
+
+        return [residual.residual_add(b), residual.residual_add_backward(b)]
+
+    return Family(f"residual_{b}", functions)
 
 
 @functools.cache

@@ -165,7 +165,7 @@ def _what(facts: NodeFacts, still_masked: bool) -> str:
         return "the result of the model is dense"
     if "pool" in facts.label.lower():
         return "a pooling window brings together the selections of its positions"
-    if facts.label in ("unpack", "activate"):
+    if facts.label in ("unpack", "activate", "residual_add"):
         return "it is unpacked: what reads it works on dense values"
     if facts.kind == "dense":
         return "a dense layer reads it"

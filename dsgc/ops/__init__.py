@@ -11,7 +11,16 @@ from typing import Any
 
 import torch
 
-from dsgc.ops import activation, convolution, linear, pooling, selection, statistics, stem
+from dsgc.ops import (
+    activation,
+    convolution,
+    linear,
+    pooling,
+    residual,
+    selection,
+    statistics,
+    stem,
+)
 from dsgc.ops.layout import (
     ceil_div,
     conv_output_size,
@@ -48,6 +57,7 @@ SPECS: tuple[OpSpec, ...] = (
     *selection.SPECS,
     *stem.SPECS,
     *linear.SPECS,
+    *residual.SPECS,
 )
 
 

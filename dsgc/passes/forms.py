@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["Deferred", "Form", "Selection"]
+__all__ = ["AFTER_NORM", "AFTER_RELU", "Deferred", "Form", "Selection", "Sum"]
+
+AFTER_RELU = {
+    "identity": "relu",
+    "relu": "relu",
+    "affine": "affine_relu",
+    "affine_relu": "affine_relu",
+}
+AFTER_NORM = {"identity": "affine", "relu": "relu_affine"}
 
 
 @dataclass(frozen=True)
@@ -44,4 +52,12 @@ class Deferred:
         return (self.x, *pair, self.scale, self.shift, self.act, self.size)
 
 
-Form = fx.Node | Selection | Deferred
+@dataclass(frozen=True)
+class Sum:
+    """A packed value and a dense map that are added by their only reader, a ReLU."""
+
+    packed: Deferred
+    shortcut: fx.Node
+
+
+Form = fx.Node | Selection | Deferred | Sum

@@ -20,11 +20,13 @@ from dsgc.errors import VerificationError
 from dsgc.ops.masked import masked_conv2d, masked_linear
 from dsgc.ops.normalization import MaskedBatchNorm, PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
+from dsgc.passes.adopt import adopt
 from dsgc.passes.context import Context
-from dsgc.passes.forms import Deferred, Form, Selection
+from dsgc.passes.forms import AFTER_NORM, AFTER_RELU, Deferred, Form, Selection, Sum
 from dsgc.passes.geometry import conv_padding
 from dsgc.passes.mark_layers import belongs_to
 from dsgc.passes.patterns import (
+    addends,
     batch_norm,
     elementwise,
     is_flatten,
@@ -33,19 +35,10 @@ from dsgc.passes.patterns import (
     pool,
     shape_of,
 )
-from dsgc.passes.readers import any_sparse_reader, is_stem
+from dsgc.passes.readers import any_sparse_reader, is_clamped, is_stem
 from dsgc.select import PackedSelection, Selector
 
 __all__ = ["lower_to_packed"]
-
-
-_AFTER_RELU = {
-    "identity": "relu",
-    "relu": "relu",
-    "affine": "affine_relu",
-    "affine_relu": "affine_relu",
-}
-_AFTER_NORM = {"identity": "affine", "relu": "relu_affine"}
 
 
 def lower_to_packed(
@@ -65,7 +58,7 @@ class _Lowering:
         self.graph = fx.Graph()
         self.result = fx.GraphModule(context.model, fx.Graph(), class_name="LoweredGraph")
         self.forms: dict[fx.Node, Form] = {}
-        self.plain: dict[Deferred, fx.Node] = {}
+        self.plain: dict[Deferred | Sum, fx.Node] = {}
         self.current: fx.Node | None = None
 
     def run(self, expose: bool) -> fx.GraphModule:
@@ -80,28 +73,10 @@ class _Lowering:
                 self.describe(form, node)
         for node in self.graph.nodes:
             if node.op in ("call_module", "get_attr"):
-                self.adopt(str(node.target))
+                adopt(self.result, self.source, str(node.target))
         self.result.graph = self.graph
         self.result.recompile()
         return self.result
-
-    def adopt(self, target: str) -> None:
-        """Make `target` of the semantic graph reachable in the lowered graph."""
-        owner, _, name = target.rpartition(".")
-        try:
-            holder = self.result.get_submodule(owner)
-            if hasattr(holder, name):
-                return
-        except AttributeError:
-            pass
-        value: Any = self.source.get_submodule(owner)
-        found = getattr(value, name)
-        if isinstance(found, nn.Module):
-            self.result.add_submodule(target, found)
-        elif owner:
-            self.result.add_submodule(owner, value)
-        else:
-            setattr(self.result, name, found)
 
     def describe(self, form: Deferred, node: fx.Node) -> None:
         """Note on a value what it stands for: the shape of its dense form, and its selection."""
@@ -147,14 +122,18 @@ class _Lowering:
             return form
         if isinstance(form, Selection):
             raise VerificationError(f"{self.current}: a mask is read by something that is no layer")
-        if form not in self.plain:
+        if form in self.plain:
+            return self.plain[form]
+        if isinstance(form, Sum):
+            node = self.plain[form] = self.added(form, relu=False)
+        else:
             name = "activate" if form.selection is None else "unpack"
             node = self.operator(name, *form.arguments(), suffix=name)
             node.meta["layer"] = belongs_to(form.x)  # not to who happens to read it first
             if not form.is_map:
                 node = self.emit("call_method", "reshape", (node, (-1, *form.shape)), "rows")
             self.plain[form] = node
-        return self.plain[form]
+        return node
 
     def copy(self, node: fx.Node) -> fx.Node:
         """The default rule: everything packed that `node` reads is unpacked."""
@@ -188,9 +167,13 @@ class _Lowering:
         source = self.forms.get(read) if isinstance(read, fx.Node) else None
         if (first := self.before_norm(node, source)) is not None:
             return first
+        if (both := self.addition(node)) is not None:
+            return both
+        kind = elementwise(node)
+        if isinstance(source, Sum) and kind == "relu":
+            return self.added(source, relu=True)
         if not isinstance(source, Deferred):
             return None
-        kind = elementwise(node)
         if kind == "identity":
             return source
         if kind == "relu":
@@ -209,6 +192,26 @@ class _Lowering:
         if is_identity_pool(node):
             return source
         return None
+
+    def addition(self, node: fx.Node) -> Form | None:
+        """A packed map plus another of its shape, in one pass; with the ReLU behind if that is all
+        that reads it.
+        """
+        found = [(read, self.forms[read]) for read in addends(node)]
+        for (read, form), (other, shortcut) in (found, found[::-1]) if found else ():
+            if not isinstance(form, Deferred) or form.selection is None or not form.is_map:
+                continue
+            whole = form.block > 1 and form.size[0] % form.block == 0
+            if not whole or any(
+                x.meta.get("dtype") != node.meta.get("dtype") for x in (read, other)
+            ):
+                continue
+            both = Sum(form, self.dense(shortcut))
+            return both if is_clamped(node) else self.added(both, relu=False)
+        return None
+
+    def added(self, both: Sum, relu: bool) -> fx.Node:
+        return self.operator("residual_add", *both.packed.arguments(), both.shortcut, relu)
 
     def before_norm(self, node: fx.Node, source: Form | None) -> Form | None:
         """Rules for what a dense layer makes: a BatchNorm that sparse layers apply themselves, and
@@ -323,9 +326,9 @@ class _Lowering:
         return Deferred(y, chosen, "identity", size, shape, block)
 
     def relu(self, value: Deferred) -> Deferred:
-        if value.act not in _AFTER_RELU:
+        if value.act not in AFTER_RELU:
             value = self.settled(value)
-        return replace(value, act=_AFTER_RELU[value.act])
+        return replace(value, act=AFTER_RELU[value.act])
 
     def settled(self, value: Deferred) -> Deferred:
         """The same value with nothing left to apply."""
@@ -347,7 +350,7 @@ class _Lowering:
     def affine(self, value: Deferred, norm: nn.Module | None, over: str) -> Deferred:
         if norm is None:
             raise VerificationError(f"{self.current}: not a normalization")
-        if value.act not in _AFTER_NORM:
+        if value.act not in AFTER_NORM:
             value = self.settled(value)
         target = f"dsgc_norm.{self.name}"
         self.result.add_submodule(target, PackedBatchNorm(norm, over, "dsgc"))
@@ -360,7 +363,7 @@ class _Lowering:
         x, scale, shift = (
             self.item(found, i, name) for i, name in enumerate(("value", "scale", "shift"))
         )
-        return replace(value, x=x, act=_AFTER_NORM[value.act], scale=scale, shift=shift)
+        return replace(value, x=x, act=AFTER_NORM[value.act], scale=scale, shift=shift)
 
     def pooling(self, node: fx.Node, value: Deferred, shape: tuple[int, ...]) -> Deferred | None:
         p = pool(node)

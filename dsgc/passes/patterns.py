@@ -16,6 +16,7 @@ from torch import fx, nn
 __all__ = [
     "HOOKS",
     "Pool",
+    "addends",
     "argument_nodes",
     "batch_norm",
     "elementwise",
@@ -225,6 +226,19 @@ def is_identity_pool(node: fx.Node) -> bool:
     if getattr(module, "return_indices", False):
         return False
     return shape_of(node) == shape_of(node.args[0]) and shape_of(node) is not None
+
+
+_ADDITIONS: set[Any] = {operator.add, torch.add, "add"}
+
+
+def addends(node: fx.Node) -> list[fx.Node]:
+    """The two maps [N, C, H, W] of one shape that `node` adds; none for any other node."""
+    if node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:
+        return []
+    found = [read for read in node.args if isinstance(read, fx.Node)]
+    shapes = {shape_of(read) for read in (*found, node)}
+    shape = shape_of(node)
+    return found if len(found) == 2 and len(shapes) == 1 and shape and len(shape) == 4 else []
 
 
 _FLATTENS: set[Any] = {torch.flatten, torch.reshape, "flatten", "reshape", "view"}

@@ -20,7 +20,7 @@ from dsgc.passes.patterns import (
 )
 from dsgc.select import Selector
 
-__all__ = ["any_sparse_reader", "is_stem"]
+__all__ = ["any_sparse_reader", "is_clamped", "is_stem"]
 
 _STEM_WINDOW = 64  # inputs of an output value, at most, that are worth computing twice
 
@@ -48,6 +48,11 @@ def is_stem(node: fx.Node) -> bool:
     norm = next(iter(node.users))
     is_norm = isinstance(batch_norm(norm), nn.BatchNorm2d) and norm.args[0] is node
     return is_norm and _only_sparse_readers(norm, through_relu=True)
+
+
+def is_clamped(node: fx.Node) -> bool:
+    """Whether all that reads `node` is a ReLU right behind it."""
+    return list(node.users) == [node.next] and elementwise(node.next) == "relu"
 
 
 def any_sparse_reader(node: fx.Node, through: Sequence[str] = ("relu", "max")) -> bool:

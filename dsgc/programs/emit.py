@@ -210,6 +210,7 @@ class _Emitter:
                 "unpack": self.unpack,
                 "activate": self.activate,
                 "pack": self.pack,
+                "residual_add": self.residual_add,
             }.get(name)
             return None if own is None else lambda: own(node)
         if node.target is operator.getitem and isinstance(self.value(node.args[0]), tuple):
@@ -286,6 +287,11 @@ class _Emitter:
     def pack(self, node: fx.Node) -> Packed:
         x, chosen, _, block = self.arguments(node)
         return sparse_rules.pack(self.writer, self.rows(x, node), chosen, block)
+
+    def residual_add(self, node: fx.Node) -> Rows:
+        *source, shortcut, relu = self.arguments(node)
+        rows = self.rows(shortcut, node)
+        return sparse_rules.residual_add(self.writer, self.source(source), rows, relu)
 
     # Modules and functions of the dense model
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.convolution import NEARLY_DENSE, dense_tile
-from dsgc.codegen.cpu.layout import Geometry
+from dsgc.codegen.cpu.layout import Geometry, limits
 from dsgc.codegen.cpu.neuron import far_table, neuron_depth, neuron_tile
 from dsgc.codegen.cpu.pooling import pool_weights, pool_window
 from dsgc.codegen.families import Family
@@ -28,8 +28,9 @@ from dsgc.programs.sizes import BATCH
 from dsgc.programs.values import Chosen, Packed, Rows, Source
 from dsgc.programs.writer import Lists, Writer
 
-__all__ = ["convolution", "pack", "pool"]
+__all__ = ["convolution", "pack", "pool", "residual_add"]
 
+_INFINITY = float("inf")
 _CHUNK = 256  # target slots whose pairs are sorted at a time
 
 
@@ -281,3 +282,20 @@ def pack(writer: Writer, rows: Rows, target: Chosen, block: int) -> Packed:
         *(target.ids, target.rowptr, out),
     )
     return Packed(out, block)
+
+
+def residual_add(writer: Writer, source: Source, shortcut: Rows, relu: bool) -> Rows:
+    """A dense map plus packed values."""
+    packed, chosen = source.x, source.chosen
+    if not isinstance(packed, Packed) or chosen is None:
+        raise TypeError("a packed source is needed")
+    x = writer.settle(shortcut)
+    made = writer.rows(x.size, x.matrix, x.width)
+    writer.program.call(
+        families.residual(packed.block),
+        f"residual_add_{packed.block}",
+        *(packed.view, chosen.ids, chosen.rowptr, *writer.affine(source, packed.block)),
+        *(x.view, made.view, *limits(source.act)),
+        0.0 if relu else -_INFINITY,
+    )
+    return made

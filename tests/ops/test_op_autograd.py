@@ -141,6 +141,21 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
         x = _leaf(torch.randn(2, 10, *SIZE, dtype=dtype))
         return [(x, *_input(namespace, block, "relu").selection, block) for block in (1, 8)]
 
+    def residual() -> list[tuple[Any, ...]]:
+        found = []
+        for x, *rest, size in [*acts((0, 1, 8)), _act(namespace, 2, "affine_relu")]:
+            shortcut = _leaf(torch.randn(2, 10, *SIZE, dtype=dtype))
+            found += [(_leaf(x), *map(_leaf, rest), size, shortcut, relu) for relu in (True, False)]
+        return found
+
+    def residual_backward() -> list[tuple[Any, ...]]:
+        found = []
+        for arguments in residual():
+            plain = tuple(map(_plain, arguments))
+            y = ops.residual_add(*plain)
+            found.append((torch.ones_like(y), *plain[:7], y))
+        return found
+
     def drs() -> list[tuple[Any, ...]]:
         found = []
         weight = torch.randn(11, 10, 3, 2, dtype=dtype)
@@ -173,6 +188,8 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
         "pool2d_backward": pool_backward,
         "max_pool2d": map_pool,
         "max_pool2d_backward": map_pool_backward,
+        "residual_add": residual,
+        "residual_add_backward": residual_backward,
         "drs_scores": drs,
         "select_winners": lambda: [(_leaf(scores), 2, SIZE, (2, 2), b) for b in (True, False)],
         "select_above": lambda: [(_leaf(scores), scores[0, :2].clone(), s, b)
@@ -217,7 +234,10 @@ REFERENCE = Namespace.named("dsgc")
 
 @pytest.mark.parametrize(
     "name",
-    ["activate", "pack", "unpack", "batch_affine", "max_pool2d", "stem_conv2d", "dense_linear"],
+    [
+        *("activate", "pack", "unpack", "batch_affine", "max_pool2d", "stem_conv2d"),
+        *("dense_linear", "residual_add"),
+    ],
 )
 def test_gradcheck(name: str) -> None:
     for arguments in _operations(REFERENCE)[name]():

@@ -170,6 +170,56 @@ def test_joins_unpack(join: Callable[..., Tensor], width: int) -> None:
     assert_graphs_agree(sparse, X)
 
 
+class Stream(nn.Module):
+    """A residual stream whose blocks `join` a branch."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.join = join
+        self.stem, self.conv1, self.norm1 = conv(5, 16), conv(16, 16), nn.BatchNorm2d(16)
+        self.conv2, self.conv3 = conv(16, 16), conv(16, 16, 1)
+        self.head = conv(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.join(self.norm1(self.conv1(x)), x)
+        return self.head(self.join(x + self.conv3(x), self.conv2(x)))  # type: ignore[no-any-return]
+
+
+def _twice(a: Tensor, b: Tensor) -> Tensor:
+    total = a + b
+    return F.relu(total) + total
+
+
+@pytest.mark.parametrize(
+    ("join", "clamped"),
+    [
+        (lambda a, b: F.relu(a + b), 2),
+        (lambda a, b: F.relu(torch.add(a, b), inplace=True), 2),
+        (lambda a, b: F.relu_(torch.add(a, b)), 2),
+        (lambda a, b: a.add_(b).relu_(), 0),
+        (operator.add, 0),
+        (_twice, 0),
+        (lambda a, b: F.relu(torch.add(a, b, alpha=0.5)), 0),
+    ],
+)
+def test_residual_streams_are_added_in_one_pass(
+    join: Callable[[Tensor, Tensor], Tensor], clamped: int
+) -> None:
+    sparse = compiled(Stream(join).double(), X, rules=SPARSE, block=8)
+    assert_graphs_agree(sparse, X)
+    sums = [n for n in sparse.lowered_graph.graph.nodes if "residual_add" in str(n.target)]
+    assert sum(n.args[-1] for n in sums) == clamped
+    assert sums
+
+
+@pytest.mark.parametrize("block", [1, 32])
+def test_blocks_that_are_not_whole_are_added_otherwise(block: int) -> None:
+    sparse = compiled(Stream(operator.add).double(), X, rules=SPARSE, block=block)
+    assert_graphs_agree(sparse, X)
+    assert not any("residual_add" in str(n.target) for n in sparse.lowered_graph.graph.nodes)
+
+
 def test_value_changed_in_place_is_read_after_the_change() -> None:
     class Alias(Net):
         def forward(self, x: Tensor) -> Tensor:

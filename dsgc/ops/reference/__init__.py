@@ -23,6 +23,7 @@ from dsgc.ops.reference.pooling import (
     pool2d,
     pool2d_backward,
 )
+from dsgc.ops.reference.residual import residual_add, residual_add_backward
 from dsgc.ops.reference.selection import drs_scores, select_above, select_winners
 from dsgc.ops.reference.statistics import batch_affine, batch_affine_backward
 from dsgc.ops.reference.stem import stem_conv2d, stem_conv2d_backward
@@ -45,6 +46,8 @@ KERNELS: MappingProxyType[str, Callable[..., Any]] = MappingProxyType(
         "pool2d_backward": pool2d_backward,
         "max_pool2d": max_pool2d,
         "max_pool2d_backward": max_pool2d_backward,
+        "residual_add": residual_add,
+        "residual_add_backward": residual_add_backward,
         "select_above": select_above,
         "select_winners": select_winners,
         "stem_conv2d": stem_conv2d,
