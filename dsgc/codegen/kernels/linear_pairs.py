@@ -47,6 +47,18 @@ def strip_edges() -> Any:
     return strip_edges
 
 
+@T.macro
+def _copy_strip(near, w, n, k0, width, bo, bi, next_n, next_k):  # type: ignore[no-untyped-def]
+    """``near[k * bo + s]``: the weights of output ``s`` of block ``n`` and the inputs of block
+    ``k0 + k``. Those from ``next_n`` and ``next_k`` on, which come next, are asked for.
+    """
+    for s in T.serial(bo):
+        for k in T.serial(width):
+            T.evaluate(fetch(T.address_of(w[next_n, s, next_k + k, 0]), level=SECOND_LEVEL))
+            for v in T.vectorized(bi):
+                near[k * bo + s, v] = w[n, s, k0 + k, v]
+
+
 def pair_products(bi: int, bo: int, outputs: int) -> Any:
     """``y[slot] = bias[n] + <x[sample], w[n]>`` for the samples that chose block ``n``.
 
@@ -99,13 +111,7 @@ def pair_products(bi: int, bo: int, outputs: int) -> Any:
                 for strip in T.serial(ends - 1):
                     k0: T.let = strip * depth
                     width: T.let = T.min(blocks_in - k0, T.int64(depth))
-                    for s in T.serial(bo):
-                        for k in T.serial(width):
-                            T.evaluate(
-                                fetch(T.address_of(w[n, s, k0 + depth + k, 0]), level=SECOND_LEVEL)
-                            )
-                            for v in T.vectorized(bi):
-                                near[k * bo + s, v] = w[n, s, k0 + k, v]
+                    _copy_strip(near, w, n, k0, width, bo, bi, n, k0 + depth)
                     for i in T.serial(members):
                         q: T.let = T.cast(sample[begin + i], "int64")
                         for part in T.serial(bo // held):
@@ -183,11 +189,7 @@ def pair_data_gradient(bi: int, bo: int, held: int) -> Any:
                         dx[e, v] = T.float32(0)
             for n in T.serial(blocks):
                 first: T.let = T.cast(start[n], "int64")
-                for s in T.serial(bo):
-                    for k in T.serial(width):
-                        T.evaluate(fetch(T.address_of(w[n + 1, s, k0 + k, 0]), level=SECOND_LEVEL))
-                        for v in T.vectorized(bi):
-                            near[k * bo + s, v] = w[n, s, k0 + k, v]
+                _copy_strip(near, w, n, k0, width, bo, bi, n + 1, k0)
                 for i in T.serial(T.cast(start[n + 1], "int64") - first):
                     out: T.let = T.cast(slot[first + i], "int64")
                     q: T.let = T.cast(sample[first + i], "int64")
