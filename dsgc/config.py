@@ -236,7 +236,8 @@ class SparsityConfig:
             serves every window that holds it; projecting windows costs more than the dense layer.
         ranking: outputs are ranked "normalized" by a batch norm that reads them directly, with its
             running statistics, or "raw" (as published).
-        epsilon: accuracy of drs, sets the reduced dimension.
+        epsilon: accuracy of drs, sets the reduced dimension; svd takes an eighth of the channels at
+            most (16 to 128), so that there it can only be made smaller.
         reduced_dimension: of a window, instead of what follows from epsilon. Of a projected pixel
             it is that by the taps of the window: 288 gives 32 for a 3x3 convolution.
         refresh: training steps between two projections of the weights: fewer in the beginning (see
