@@ -130,6 +130,11 @@ class Inference:
             found.used = next(self._clock)
             return found.program
 
+    def refuses(self, graph: fx.GraphModule) -> bool:
+        """Whether a graph was found to have something that no program can hold."""
+        about = self._graphs.get(graph)
+        return about is not None and bool(about.refused)
+
     def run(self, program: LiveProgram, tensors: Sequence[Tensor]) -> Any:
         """The results of a program."""
         around = torch.profiler.record_function if profiler_is_on() else None

@@ -29,15 +29,17 @@ def small_program(
     """
     if engine.last is None or not args or not has_only_tensors(args, kwargs):
         return None
-    inputs, example = list(args), engine.last[0].example
+    (program, ran_on), inputs = engine.last, list(args)
     # Multiply-adds are known for the shapes that layers were chosen for.
-    if [x.shape[1:] for x in inputs] != [x.shape[1:] for x in example]:
+    if [x.shape[1:] for x in inputs] != [x.shape[1:] for x in program.example]:
         return None
     layers = engine.decisions.values()
     macs = sum(layer.macs for layer in layers)
     linear = sum(layer.macs for layer in layers if layer.kind == "Linear")
     # A small linear layer is one quick call of PyTorch's.
     if macs * len(inputs[0]) > _SMALL or 2 * linear > macs or torch.is_autocast_enabled("cpu"):
+        return None
+    if ran_on is None or engine.inference.refuses(program.lowered(ran_on)):
         return None
     namespace = engine.backend.namespace_for(inputs)
     if namespace is None or not engine.inference.is_wanted(inputs):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dsgc
+from dsgc.engine import Engine
 from dsgc.zoo.small import MLP, LeNet5
 from tests.test_inference import counted
 
@@ -58,6 +59,21 @@ def test_others_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
             module.train()
             assert torch.equal(module(X), plain(X))
     assert not done
+
+
+@torch.no_grad()
+def test_what_no_program_can_hold_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8), nn.Conv2d(8, 32, 3)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)]
+    module, plain = all_dense(nn.Sequential(*layers, *head))
+    assert torch.equal(module(X), plain(X))
+
+    def never(*_: object) -> None:
+        raise AssertionError("it is looked for again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "program", never)
+        assert torch.equal(module(X), plain(X))
 
 
 @torch.no_grad()
