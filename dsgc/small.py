@@ -33,11 +33,12 @@ def small_program(
     # Multiply-adds are known for the shapes that layers were chosen for.
     if [x.shape[1:] for x in inputs] != [x.shape[1:] for x in program.example]:
         return None
+    samples = max((x.shape[0] for x in inputs if x.dim()), default=0)
     layers = engine.decisions.values()
     macs = sum(layer.macs for layer in layers)
     linear = sum(layer.macs for layer in layers if layer.kind == "Linear")
     # A small linear layer is one quick call of PyTorch's.
-    if macs * len(inputs[0]) > _SMALL or 2 * linear > macs or torch.is_autocast_enabled("cpu"):
+    if macs * samples > _SMALL or 2 * linear > macs or torch.is_autocast_enabled("cpu"):
         return None
     if ran_on is None or engine.inference.refuses(program.lowered(ran_on)):
         return None

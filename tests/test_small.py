@@ -61,6 +61,24 @@ def test_others_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not done
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = LeNet5()
+
+    def forward(self, scale: Tensor, x: Tensor) -> Tensor:
+        return self.net(x * scale)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_numbers_as_tensors_are_no_batch() -> None:
+    plain = Scaled().eval()
+    with pytest.warns(UserWarning, match="the model runs dense"):
+        module = dsgc.compile(copy.deepcopy(plain), example_inputs=(torch.tensor(2.0), X))
+    for _ in range(2):
+        assert torch.equal(module(torch.tensor(2.0), X), plain(torch.tensor(2.0), X))
+
+
 @torch.no_grad()
 def test_what_no_program_can_hold_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = [nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8), nn.Conv2d(8, 32, 3)]

@@ -233,7 +233,9 @@ _ADDITIONS: set[Any] = {operator.add, torch.add, "add"}
 
 def addends(node: fx.Node) -> list[fx.Node]:
     """The two maps [N, C, H, W] of one shape that `node` adds; none for any other node."""
-    if node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:
+    if node.op == "call_module" or node.target not in _ADDITIONS:
+        return []
+    if len(node.args) != 2 or node.kwargs:
         return []
     found = [read for read in node.args if isinstance(read, fx.Node)]
     shapes = {shape_of(read) for read in (*found, node)}
@@ -247,7 +249,7 @@ _FLATTENS: set[Any] = {torch.flatten, torch.reshape, "flatten", "reshape", "view
 def is_flatten(node: fx.Node) -> bool:
     """Whether `node` makes rows [N, C*H*W] of maps [N, C, H, W], judged by its shapes."""
     module = layer_module(node, (nn.Flatten,))
-    if module is None and node.target not in _FLATTENS:
+    if module is None and (node.op == "call_module" or node.target not in _FLATTENS):
         return False
     source = shape_of(node.args[0]) if node.args else None
     made = shape_of(node)

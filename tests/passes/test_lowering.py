@@ -213,6 +213,31 @@ def test_residual_streams_are_added_in_one_pass(
     assert sums
 
 
+class Named(nn.Module):
+    """Code of its own, kept as a module by its hook."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return a - 2 * b
+
+
+def test_modules_are_not_what_they_are_called() -> None:
+    class Model(Stream):
+        def __init__(self) -> None:
+            super().__init__(operator.add)
+            self.add = Named()
+            self.add.register_forward_hook(lambda module, inputs, result: result + 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            return self.head(self.add(self.conv2(x), x))  # type: ignore[no-any-return]
+
+    sparse = compiled(Model().double(), X, rules={"conv2": 0.6}, block=8)
+    assert_graphs_agree(sparse, X)
+    targets_of = [str(n.target) for n in sparse.lowered_graph.graph.nodes]
+    assert "add" in targets_of
+    assert not any("residual_add" in target for target in targets_of)
+
+
 @pytest.mark.parametrize("block", [1, 32])
 def test_blocks_that_are_not_whole_are_added_otherwise(block: int) -> None:
     sparse = compiled(Stream(operator.add).double(), X, rules=SPARSE, block=block)

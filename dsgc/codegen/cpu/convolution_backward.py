@@ -253,7 +253,7 @@ def _gradient_rows(
     block = grad.shape[1]
     if is_few_rows(weight, target, block, geometry):
         lists = row_lists(libraries, weight, target, block)
-        return row_data_gradient(libraries, grad, source, weight, lists)
+        return row_data_gradient(libraries, grad, target.positions, weight, lists)
     batch = target.positions // geometry.target_area
     if block == 1:
         positions, backward = batch * geometry.source_area, geometry.transposed()

@@ -71,14 +71,10 @@ def row_weight_gradient(
 
 
 def row_data_gradient(
-    libraries: Libraries, grad: Tensor, source: Activation, weight: Tensor, lists: RowLists
+    libraries: Libraries, grad: Tensor, samples: int, weight: Tensor, lists: RowLists
 ) -> Tensor:
     """The gradient of every input, selected or not: rows [P, C] of pixels."""
-    channels, height, width = source.size
-    if source.rowptr is None:
-        samples = source.x.shape[0]
-    else:
-        samples = (source.rowptr.shape[0] - 1) // (height * width)
+    channels = weight.shape[1]
     out = data_gradient(libraries, grad, samples, weight, lists)
     return out.view(samples, channels, -1).transpose(1, 2).contiguous().view(-1, channels)
 

@@ -8,6 +8,7 @@ from dsgc.codegen import families
 from dsgc.codegen.cpu.activation import apply_backward, as_dense, unpack, unpack_backward
 from dsgc.codegen.cpu.layout import blocks_of, check_float32, dense_rows, limits, packed_selection
 from dsgc.codegen.cpu.libraries import Libraries
+from dsgc.ops.layout import channels_last
 from dsgc.ops.residual import check_shortcut
 from dsgc.ops.spec import Activation
 
@@ -52,9 +53,7 @@ def residual_add_backward(
     if not isinstance(y, Tensor):
         raise TypeError("the result is not a tensor")
     if not _is_whole(source):
-        inner = as_dense(
-            dense_rows(grad.masked_fill(y <= 0, 0)), y.shape[0], source.size, multiple=1
-        )
+        inner = channels_last(grad.masked_fill(y <= 0, 0))
         return *unpack_backward(libraries, inner, *given), inner
     check_float32(grad)
     chosen, block = packed_selection(libraries, source), source.x.shape[1]
