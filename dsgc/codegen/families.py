@@ -61,6 +61,7 @@ def lists() -> Family:
 
         return [
             lists.list_slots(),
+            lists.strip_edges(),
             lists.expand_bits(),
             lists.set_bits(),
             lists.mark_blocks(),
@@ -227,7 +228,6 @@ def linear_pairs(bi: int, bo: int) -> Family:
 
         held = max(1, target.held(bi) // 2)
         return [
-            linear_pairs.strip_edges(),
             linear_pairs.pair_products(bi, bo, held),
             linear_pairs.pair_data_gradient(bi, bo, held),
             linear_pairs.pair_weight_gradient(bi, bo, held),

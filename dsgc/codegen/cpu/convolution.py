@@ -16,6 +16,7 @@ from dsgc.codegen.cpu.layout import (
     check_float32,
     marked_blocks,
     packed_selection,
+    part_present,
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
@@ -46,11 +47,9 @@ def nearly_dense(source: Activation) -> bool:
 
     The kernels of a dense input run at twice the rate of packed ones, but skip nothing.
     """
-    if source.rowptr is None or source.index is None:
+    if source.rowptr is None:
         return True
-    block = source.x.shape[1]
-    whole = (source.rowptr.shape[0] - 1) * ceil_div(source.size[0], block)
-    return block > 1 and source.x.shape[0] > NEARLY_DENSE * whole
+    return source.x.shape[1] > 1 and part_present(source) > NEARLY_DENSE
 
 
 def dense_tile(width: int) -> int:

@@ -31,6 +31,7 @@ __all__ = [
     "new_dense",
     "packed_selection",
     "padded_channels",
+    "part_present",
     "row_pointers",
     "selection",
     "tasks_for",
@@ -252,6 +253,14 @@ def by_block(
     place = libraries(families.lists(), "list_slots")
     place(index, rowptr, cursor, start, slot, sample, pixel, tile, area)
     return Lists(start, slot, sample, pixel)
+
+
+def part_present(source: Activation) -> float:
+    """Which part of its blocks an activation has: all of them if it is dense."""
+    if source.rowptr is None:
+        return 1.0
+    whole = (source.rowptr.shape[0] - 1) * ceil_div(source.size[0], source.x.shape[1])
+    return source.x.shape[0] / max(1, whole)
 
 
 def marked_blocks(libraries: Libraries, chosen: Selection, blocks: int) -> Tensor:

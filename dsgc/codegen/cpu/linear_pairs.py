@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.activation import apply
-from dsgc.codegen.cpu.layout import Selection, blocks_of, packed_selection
+from dsgc.codegen.cpu.layout import Selection, blocks_of, packed_selection, part_present
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.cpu.linear import RowLists
 from dsgc.codegen.tiles import PAIR_BLOCKS, PAIR_STRIP, PAIRS_BELOW
@@ -26,8 +26,7 @@ def takes_pairs(source: Activation, block: int) -> bool:
     inner = source.x.shape[1]
     if source.rowptr is None or height * width > 1 or channels % inner:
         return False
-    whole = (source.rowptr.shape[0] - 1) * (channels // inner)
-    few = source.x.shape[0] < PAIRS_BELOW * whole
+    few = part_present(source) < PAIRS_BELOW
     return few and inner in PAIR_BLOCKS and block in PAIR_BLOCKS
 
 
@@ -45,7 +44,7 @@ def pair_products(
     out = libraries.empty(lists.slot.shape[0], block)
     first = blocks_of(bias, weight.shape[0], block)
     libraries(families.linear_pairs(bi, block), f"pair_products_{bi}_{block}")(
-        *(values, chosen.ids, _edges(libraries, chosen, source, block)),
+        *(values, chosen.ids, _edges(libraries, chosen, source)),
         *(_by_pairs(weight, bi, block), first, *lists, out),
     )
     return out
@@ -59,7 +58,7 @@ def pair_weight_gradient(
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
     out = libraries.empty_like(weight)
     libraries(families.linear_pairs(bi, block), f"pair_weight_gradient_{bi}_{block}")(
-        *(values, chosen.ids, _edges(libraries, chosen, source, block)),
+        *(values, chosen.ids, _edges(libraries, chosen, source)),
         *(grad, *lists, _by_pairs(out, bi, block)),
     )
     return out
@@ -73,7 +72,7 @@ def pair_data_gradient(
     dx = libraries.empty(*source.x.shape)
     libraries(families.linear_pairs(bi, block), f"pair_data_gradient_{bi}_{block}")(
         *(grad, _by_pairs(weight, bi, block), *lists),
-        *(chosen.ids, _edges(libraries, chosen, source, block), dx),
+        *(chosen.ids, _edges(libraries, chosen, source), dx),
     )
     return dx
 
@@ -82,10 +81,10 @@ def _by_pairs(weight: Tensor, bi: int, bo: int) -> Tensor:
     return weight.detach().view(weight.shape[0] // bo, bo, -1, bi)
 
 
-def _edges(libraries: Libraries, chosen: Selection, source: Activation, block: int) -> Tensor:
+def _edges(libraries: Libraries, chosen: Selection, source: Activation) -> Tensor:
     """Where each strip of inputs begins among a sample's values: int32 [strips + 1, samples]."""
     bi, depth = source.x.shape[1], PAIR_STRIP // source.x.shape[1]
     strips = ceil_div(source.size[0] // bi, depth)
     edges = torch.empty((strips + 1, chosen.positions), dtype=torch.int32)
-    libraries(families.linear_pairs(bi, block), "strip_edges")(*chosen, edges, depth)
+    libraries(families.lists(), "strip_edges")(*chosen, edges, depth)
     return edges

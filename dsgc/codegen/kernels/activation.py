@@ -12,6 +12,13 @@ from typing import Any
 from tvm.script import tirx as T
 
 
+@T.macro
+def scale_and_shift(z, v, j, c, scale, shift, low, b):  # type: ignore[no-untyped-def]
+    """``z``: an activation of ``v[j]``, of block ``c``, but for its last maximum."""
+    for u in T.vectorized(b):
+        z[u] = T.Select(v[j, u] < low, low, v[j, u]) * scale[c, u] + shift[c, u]
+
+
 def activate(b: int) -> Any:
     """``y[j] = z(v[j])``."""
     name = f"activate_{b}"
@@ -37,8 +44,7 @@ def activate(b: int) -> Any:
         for j in T.parallel(slots):
             c: T.let = T.cast(index[j], "int64")
             z = T.alloc_buffer((b,), "float32")
-            for u in T.vectorized(b):
-                z[u] = T.Select(v[j, u] < low, low, v[j, u]) * scale[c, u] + shift[c, u]
+            scale_and_shift(z, v, j, c, scale, shift, low, b)
             for u in T.vectorized(b):
                 y[j, u] = T.Select(z[u] < high, high, z[u])
 
@@ -175,11 +181,7 @@ def unpack(b: int) -> Any:
                 for j in T.serial(T.cast(rowptr[p + 1], "int64") - first):
                     c: T.let = T.cast(index[first + j], "int64")
                     z = T.alloc_buffer((b,), "float32")
-                    for u in T.vectorized(b):
-                        z[u] = (
-                            T.Select(v[first + j, u] < low, low, v[first + j, u]) * scale[c, u]
-                            + shift[c, u]
-                        )
+                    scale_and_shift(z, v, first + j, c, scale, shift, low, b)
                     for u in T.vectorized(b):
                         x[p, c * b + u] = T.Select(z[u] < high, high, z[u])
 
@@ -225,11 +227,7 @@ def unpack_groups(b: int) -> Any:
                 for j in T.serial(T.cast(rowptr[p + 1], "int64") - first):
                     c: T.let = T.cast(index[first + j], "int64")
                     z = T.alloc_buffer((b,), "float32")
-                    for u in T.vectorized(b):
-                        z[u] = (
-                            T.Select(v[first + j, u] < low, low, v[first + j, u]) * scale[c, u]
-                            + shift[c, u]
-                        )
+                    scale_and_shift(z, v, first + j, c, scale, shift, low, b)
                     for u in T.vectorized(b):
                         x[c * b // width, p, c * b % width + u] = T.Select(z[u] < high, high, z[u])
 

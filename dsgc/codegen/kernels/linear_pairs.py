@@ -18,35 +18,6 @@ from dsgc.codegen.tiles import PAIR_STRIP
 CHUNK = 64  # samples whose sums are kept while weights go by
 
 
-def strip_edges() -> Any:
-    """``edges[strip, sample]``: the first value of the sample whose block is in the strip or behind
-    it, of strips of ``depth`` blocks; one strip more for the end.
-    """
-
-    @T.prim_func(s_tir=True)
-    def strip_edges(index_h: T.handle, rowptr_h: T.handle, edges_h: T.handle, depth: T.int64):
-        T.func_attr({"global_symbol": "strip_edges", "tirx.noalias": True})
-        slots = T.int64()
-        starts = T.int64()
-        ends = T.int64()
-        rows = T.int64()
-        index = T.match_buffer(index_h, (slots,), "int32", align=4)
-        rowptr = T.match_buffer(rowptr_h, (starts,), "int32", align=4)
-        edges = T.match_buffer(edges_h, (ends, rows), "int32", align=4)
-        for i in T.serial(rows):
-            strip = T.alloc_scalar("int64")
-            strip = T.int64(0)
-            for e in T.serial(rowptr[i], rowptr[i + 1]):
-                while strip * depth <= T.cast(index[e], "int64"):
-                    edges[strip, i] = e
-                    strip = strip + 1
-            while strip < ends:
-                edges[strip, i] = rowptr[i + 1]
-                strip = strip + 1
-
-    return strip_edges
-
-
 @T.macro
 def _copy_strip(near, w, n, k0, width, bo, bi, next_n, next_k):  # type: ignore[no-untyped-def]
     """``near[k * bo + s]``: the weights of output ``s`` of block ``n`` and the inputs of block

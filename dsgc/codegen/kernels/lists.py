@@ -77,6 +77,35 @@ def list_slots() -> Any:
     return list_slots
 
 
+def strip_edges() -> Any:
+    """``edges[strip, sample]``: the first value of the sample whose block is in the strip or behind
+    it, of strips of ``depth`` blocks; one strip more for the end.
+    """
+
+    @T.prim_func(s_tir=True)
+    def strip_edges(index_h: T.handle, rowptr_h: T.handle, edges_h: T.handle, depth: T.int64):
+        T.func_attr({"global_symbol": "strip_edges", "tirx.noalias": True})
+        slots = T.int64()
+        starts = T.int64()
+        ends = T.int64()
+        rows = T.int64()
+        index = T.match_buffer(index_h, (slots,), "int32", align=4)
+        rowptr = T.match_buffer(rowptr_h, (starts,), "int32", align=4)
+        edges = T.match_buffer(edges_h, (ends, rows), "int32", align=4)
+        for i in T.serial(rows):
+            strip = T.alloc_scalar("int64")
+            strip = T.int64(0)
+            for e in T.serial(rowptr[i], rowptr[i + 1]):
+                while strip * depth <= T.cast(index[e], "int64"):
+                    edges[strip, i] = e
+                    strip = strip + 1
+            while strip < ends:
+                edges[strip, i] = rowptr[i + 1]
+                strip = strip + 1
+
+    return strip_edges
+
+
 def expand_bits() -> Any:
     """Channel lists out of a bitmask: bit ``j`` of word ``i`` of a position stands for channel ``32
     * i + j``.

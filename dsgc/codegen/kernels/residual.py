@@ -6,6 +6,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from dsgc.codegen.kernels.activation import scale_and_shift
+
 
 def residual_add(b: int) -> Any:
     """``y = max(x + z(v), floor)`` with ``z`` as in :mod:`dsgc.codegen.kernels.activation`, zero
@@ -47,11 +49,7 @@ def residual_add(b: int) -> Any:
                 for j in T.serial(T.cast(rowptr[p + 1], "int64") - first):
                     c: T.let = T.cast(index[first + j], "int64")
                     z = T.alloc_buffer((b,), "float32")
-                    for u in T.vectorized(b):
-                        z[u] = (
-                            T.Select(v[first + j, u] < low, low, v[first + j, u]) * scale[c, u]
-                            + shift[c, u]
-                        )
+                    scale_and_shift(z, v, first + j, c, scale, shift, low, b)
                     for u in T.vectorized(b):
                         z[u] = T.Select(z[u] < high, high, z[u]) + x[p, c * b + u]
                     for u in T.vectorized(b):
