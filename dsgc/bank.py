@@ -143,6 +143,9 @@ class SelectorBank(nn.Module):
 
     def advance(self) -> None:
         """Begin a training step: schedule, step number, and from time to time new projections."""
+        if not self._modules and self.config.schedule == "constant":
+            self.step.add_(1)  # no layer is sparse: nothing depends on it
+            return
         now, moved = int(self.step), mark_of(self.step) != self._shared_at
         self.step.add_(1)
         if self.config.schedule != "constant" and (moved or now <= self.config.warmup_steps):

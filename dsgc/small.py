@@ -27,6 +27,12 @@ def small_program(
     """The program of a model without sparse layers for this call; None where there is none, or
     where PyTorch is as fast.
     """
+    layers = engine.decisions.values()
+    macs = sum([layer.macs for layer in layers])
+    linear = sum([layer.macs for layer in layers if layer.kind == "Linear"])
+    # A small linear layer is one quick call of PyTorch's.
+    if 2 * linear > macs or macs > _SMALL:
+        return None
     if engine.last is None or not args or not has_only_tensors(args, kwargs):
         return None
     (program, ran_on), inputs = engine.last, list(args)
@@ -34,11 +40,7 @@ def small_program(
     if [x.shape[1:] for x in inputs] != [x.shape[1:] for x in program.example]:
         return None
     samples = max((x.shape[0] for x in inputs if x.dim()), default=0)
-    layers = engine.decisions.values()
-    macs = sum(layer.macs for layer in layers)
-    linear = sum(layer.macs for layer in layers if layer.kind == "Linear")
-    # A small linear layer is one quick call of PyTorch's.
-    if macs * samples > _SMALL or 2 * linear > macs or torch.is_autocast_enabled("cpu"):
+    if macs * samples > _SMALL or torch.is_autocast_enabled("cpu"):
         return None
     if ran_on is None or engine.inference.refuses(program.lowered(ran_on)):
         return None
