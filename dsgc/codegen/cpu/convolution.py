@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dsgc.codegen import families
 from dsgc.codegen.cpu.activation import apply, padded_source
+from dsgc.codegen.cpu.few_rows import few_rows_products
 from dsgc.codegen.cpu.layout import (
     Geometry,
     Selection,
@@ -20,8 +21,7 @@ from dsgc.codegen.cpu.layout import (
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.cpu.linear import is_few_rows, row_lists, row_products
-from dsgc.codegen.cpu.linear_pairs import pair_products, takes_pairs
+from dsgc.codegen.cpu.linear import is_few_rows
 from dsgc.codegen.cpu.neuron import neuron_convolution
 from dsgc.codegen.cpu.schedules import CHUNK, Layer, Schedule, each_schedule
 from dsgc.codegen.cpu.weights import blocked_weight, in_place, padded_inputs
@@ -130,10 +130,7 @@ def conv2d(
     outputs, inputs = weight.shape[:2]
     target = selection(libraries, y_index, y_rowptr)
     if is_few_rows(weight, target, block, geometry):
-        lists = row_lists(libraries, weight, target, block)
-        if takes_pairs(source, block):
-            return pair_products(libraries, source, weight, bias, lists, block)
-        return row_products(libraries, source, weight, bias, lists, block)
+        return few_rows_products(libraries, source, weight, bias, target, block)
     if block == 1:
         return neuron_convolution(libraries, source, weight, bias, target, geometry)
     if nearly_dense(source):

@@ -23,6 +23,7 @@ from dsgc.codegen.cpu.convolution import (
     nearly_dense,
     packed_convolution,
 )
+from dsgc.codegen.cpu.few_rows import few_rows_weight_gradient
 from dsgc.codegen.cpu.layout import (
     Geometry,
     Selection,
@@ -34,13 +35,8 @@ from dsgc.codegen.cpu.layout import (
     selection,
 )
 from dsgc.codegen.cpu.libraries import Libraries
-from dsgc.codegen.cpu.linear import (
-    is_few_rows,
-    row_data_gradient,
-    row_lists,
-    row_weight_gradient,
-)
-from dsgc.codegen.cpu.linear_pairs import pair_data_gradient, pair_weight_gradient, takes_pairs
+from dsgc.codegen.cpu.linear import is_few_rows, row_data_gradient, row_lists
+from dsgc.codegen.cpu.linear_pairs import pair_data_gradient, takes_pairs
 from dsgc.codegen.cpu.neuron import (
     neuron_convolution,
     neuron_data_gradient,
@@ -110,10 +106,7 @@ def _weight_gradient(
 ) -> Tensor:
     block, (outputs, inputs) = grad.shape[1], weight.shape[:2]
     if is_few_rows(weight, target, block, geometry):
-        lists = row_lists(libraries, weight, target, block)
-        if takes_pairs(source, block):
-            return pair_weight_gradient(libraries, grad, source, weight, lists)
-        return row_weight_gradient(libraries, grad, source, weight, lists)
+        return few_rows_weight_gradient(libraries, grad, source, weight, target)
     if block == 1:
         return neuron_weight_gradient(libraries, grad, source, weight, target, geometry)
     if nearly_dense(source):

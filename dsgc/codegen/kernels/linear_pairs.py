@@ -30,6 +30,14 @@ def _copy_strip(near, w, n, k0, width, bo, bi, next_n, next_k):  # type: ignore[
                 near[k * bo + s, v] = w[n, s, k0 + k, v]
 
 
+@T.macro
+def _spread(d, dy, slot, first, count, lanes):  # type: ignore[no-untyped-def]
+    """``count`` gradients of a slot, from ``first`` on, each in every lane of a vector."""
+    for s in T.unroll(count):
+        for v in T.vectorized(lanes):
+            d[s, v] = dy[slot, first + s]
+
+
 def pair_products(bi: int, bo: int, outputs: int) -> Any:
     """``y[slot] = bias[n] + <x[sample], w[n]>`` for the samples that chose block ``n``.
 
@@ -166,9 +174,7 @@ def pair_data_gradient(bi: int, bo: int, held: int) -> Any:
                     q: T.let = T.cast(sample[first + i], "int64")
                     for part in T.serial(bo // spread):
                         d = T.alloc_buffer((spread, bi), "float32")
-                        for s in T.unroll(spread):
-                            for v in T.vectorized(bi):
-                                d[s, v] = dy[out, part * spread + s]
+                        _spread(d, dy, out, part * spread, spread, bi)
                         for e in T.serial(edges[strip, q], edges[strip + 1, q]):
                             at: T.let = (T.cast(index[e], "int64") - k0) * bo + part * spread
                             acc = T.alloc_buffer((2, bi), "float32")
@@ -235,9 +241,7 @@ def pair_weight_gradient(bi: int, bo: int, held: int) -> Any:
                     q: T.let = T.cast(sample[first + i], "int64")
                     for part in T.serial(bo // spread):
                         d = T.alloc_buffer((spread, bi), "float32")
-                        for s in T.unroll(spread):
-                            for v in T.vectorized(bi):
-                                d[s, v] = dy[out, part * spread + s]
+                        _spread(d, dy, out, part * spread, spread, bi)
                         for e in T.serial(edges[strip, q], edges[strip + 1, q]):
                             at: T.let = (T.cast(index[e], "int64") - k0) * bo + part * spread
                             for s in T.unroll(spread):
