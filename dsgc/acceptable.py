@@ -36,13 +36,20 @@ def check_model(model: nn.Module) -> None:
     """Raise if no sparse module can be made of `model`.
 
     Raises:
-        UnsupportedError: it has lazy parameters, or tensors that cannot be copied.
+        UnsupportedError: it has lazy parameters, tensors that cannot be copied, or a way of its own
+            of being called.
         NothingToSparsifyError: it has no layer, or is one.
     """
     if isinstance(model, _LAYERS):
         raise NothingToSparsifyError(
             f"the model itself is a {type(model).__name__}: dsgc makes layers within a model "
             "sparse; compile torch.nn.Sequential(layer), and name it '0' in a rule"
+        )
+    if "forward" in vars(model) or type(model).__call__ is not nn.Module.__call__:
+        what = "forward was replaced" if "forward" in vars(model) else "class has its own __call__"
+        raise UnsupportedError(
+            f"the model is not called by its class's forward alone: its {what}, which would be "
+            "left out; compile torch.nn.Sequential(model) instead, or the model before that is done"
         )
     for path, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):

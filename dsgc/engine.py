@@ -35,7 +35,12 @@ from dsgc.passes.pipeline import (
     run_passes,
     write_to,
 )
-from dsgc.passes.propagate_shapes import eval_mode, fake_inputs, propagate_shapes
+from dsgc.passes.propagate_shapes import (
+    depends_on_batch,
+    eval_mode,
+    fake_inputs,
+    propagate_shapes,
+)
 from dsgc.seen import SeenCall
 from dsgc.skeleton import Skeletons
 from dsgc.small import small_program
@@ -61,6 +66,7 @@ class Program:
         call: how it is called.
         example: fake tensors like those of the first call, which take no memory.
         traced: what tracing said besides the graph.
+        one_batch: whether it serves only batches of the example's size.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Program:
         self.context = context
         self.observe = observe
         self.path, self.call, self.example = path, call, example
+        self.one_batch = False
         self._semantic: fx.GraphModule | None = None
         self._lowered: dict[str, fx.GraphModule] = {}
         self._direct: dict[str, Callable[..., Any]] = {}
@@ -226,26 +233,31 @@ class Engine:
         """The program of a part for this call, and the tensors to run it with."""
         call, tensors = CallShape.of(self.model.get_submodule(path), args, kwargs)
         shapes = tuple((t.shape[1:], t.dim(), t.dtype, t.device) for t in tensors)
-        key = (*call.key, shapes)
-        program = self.programs.find(path, key)
+        key = (*call.key, shapes, _unlike_first(tensors))
+        program = self._find(path, key, tensors)
         if program is None:
             with self.gate.building():
                 # Another thread may have been faster.
-                program = self.programs.find(path, key) or self._make(path, key, call, tensors)
+                program = self._find(path, key, tensors) or self._make(path, key, call, tensors)
         return program, tensors
+
+    def _find(self, path: str, key: object, tensors: list[Tensor]) -> Program | None:
+        """The program for calls like this one: for any batch, or for one of this size."""
+        return self.programs.find(path, key) or self.programs.find(path, (key, _extents(tensors)))
 
     def _make(self, path: str, key: object, call: CallShape, tensors: list[Tensor]) -> Program:
         """A new program, kept for all calls that are like this one."""
         program = self._build(path, call, fake_inputs(tensors), self.observe)
-        if self.profiled is None:
-            propagate_shapes(program.dense, program.example, self.model, instead=tensors)
+        propagate_shapes(program.dense, program.example, self.model, instead=tensors)
+        program.one_batch = depends_on_batch(program.dense, program.example, self.model)
         if self.decided:
             run_passes(program.dense, program.context, ANALYSIS, self.observe)
         own_code = set(map(self.model.get_submodule, program.traced.untraced))
         # Hooks of the model itself run around its graph, whenever they are registered.
         unhooked = set() if path else {self.model}
         assumed = Assumptions(program.traced.recorded, own_code, unhooked)
-        self.programs.keep(path, key, program, assumed.hold)
+        kept = (key, _extents(tensors)) if program.one_batch else key
+        self.programs.keep(path, kept, program, assumed.hold)
         return program
 
     def again(self, program: Program, observe: Observer | None = None) -> Program:
@@ -299,8 +311,10 @@ class Engine:
             self.untraced[""] = str(error)
             self.skeletons.make("")
             self.profiled = programs
+            # Code of the user's own may ask for gradients of what it computes.
+            graded = torch.set_grad_enabled(torch.is_grad_enabled())
             try:
-                with eval_mode(self.model):
+                with eval_mode(self.model), graded:
                     self.skeletons.call("", args, kwargs)
             finally:
                 self.profiled = None
@@ -357,6 +371,19 @@ class Engine:
                     reason = f"it is inside {parent!r}, which stays dense: {why}"
             kind = type(module).__name__
             self.decisions[name] = LayerDecision(name, name, kind, False, reason)
+
+
+def _extents(tensors: list[Tensor]) -> tuple[int, ...]:
+    """The first extent of every input that has one: usually the size of the batch."""
+    return tuple(len(tensor) for tensor in tensors if tensor.dim())
+
+
+def _unlike_first(tensors: list[Tensor]) -> tuple[str, ...]:
+    """Of each further input whether it is of the first one's batch: what is added to what depends
+    on it.
+    """
+    first, *others = _extents(tensors) or (0,)
+    return tuple("same" if n == first else "one" if n == 1 else "other" for n in others)
 
 
 def _there(method: Callable[..., Any] | None) -> Callable[..., Any]:

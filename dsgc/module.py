@@ -282,8 +282,14 @@ class SparseModule(StandIn):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """`forward`, never compiled by torch."""
         self._check(args, kwargs)
-        if not self._decisions:
+        if not self._decisions or next(self.parameters()).is_meta:
             check_values(self._dense[0])
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise UnsupportedError(
+                "a sparse module was called within a transform of torch.func (grad, vmap, jvp or "
+                "another), which would not see what its kernels do: use backward or "
+                "torch.autograd.grad, or the transform on to_dense()"
+            )
         engine = self._engine
         engine.prepare(args, kwargs)
         if self.training:
@@ -313,11 +319,12 @@ class SparseModule(StandIn):
             if numeric and tensor.dtype not in _FLOATS:
                 allowed = ", ".join(str(dtype) for dtype in _FLOATS)
                 raise UnsupportedError(f"input {i} is {tensor.dtype}; supported are {allowed}")
-            if tensor.dim() and tensor.shape[0] == 0 and self._needs_statistics():
-                raise InputError(
-                    f"input {i} has an empty batch, of shape {tuple(tensor.shape)}: BatchNorm has "
-                    "no statistics of nothing; call eval() first, or leave empty batches out"
-                )
+        batched = [tensor for tensor in tensors if tensor.dim()]
+        if batched and not any(map(len, batched)) and self._needs_statistics():
+            raise InputError(
+                f"an empty batch was given, of shape {tuple(batched[0].shape)}: BatchNorm has "
+                "no statistics of nothing; call eval() first, or leave empty batches out"
+            )
 
     def _needs_statistics(self) -> bool:
         modules = self._dense[0].modules()

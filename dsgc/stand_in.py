@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from operator import is_
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = ["StandIn", "Structure", "copy_of"]
@@ -28,7 +29,8 @@ def copy_of(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name in _HOOKS:
             shared.update({id(hook): hook for hook in module.__dict__[name].values()})
-    return copy.deepcopy(model, shared)
+    with torch.inference_mode(False):  # or buffers could not be written outside of that mode
+        return copy.deepcopy(model, shared)
 
 
 class StandIn(nn.Module):

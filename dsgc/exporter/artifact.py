@@ -80,6 +80,11 @@ def export(
                 "kernels; move the model and its inputs to the CPU in float32, and compile with "
                 'backend="auto"'
             )
+        if dynamic_batch and graphs.one_batch:
+            raise ExportError(
+                "with another batch size the shapes of more than first extents change in this "
+                "model: export it for the size of the example alone, with dynamic_batch=False"
+            )
         names = [name for name, _ in module._dense[0].named_modules()]
         lowered = fold_norms(graphs.lowered("dsgc_cpu"))
         emitted = emit(lowered, inputs, cpu, names)

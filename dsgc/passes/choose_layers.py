@@ -284,8 +284,15 @@ def _whole_work(gm: fx.GraphModule) -> Work:
         if shape is None or not isinstance(module, (nn.Conv2d, nn.Linear)):
             continue
         places = shape[2:] if isinstance(module, nn.Conv2d) else shape[1:-1]
-        total[isinstance(module, nn.Linear)] += math.prod(places) * module.weight.numel()
+        total[isinstance(module, nn.Linear)] += math.prod(places) * _weights(module)
     return total
+
+
+def _weights(layer: nn.Conv2d | nn.Linear) -> int:
+    """How many a layer has, without asking a parametrization to compute them."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features * layer.out_features
+    return layer.in_channels // layer.groups * layer.out_channels * math.prod(layer.kernel_size)
 
 
 def _positions(node: fx.Node, geometry: Geometry) -> tuple[int, int]:

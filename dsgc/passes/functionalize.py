@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from dsgc.passes.context import Context
-from dsgc.passes.patterns import elementwise, module_of
+from dsgc.passes.patterns import elementwise, module_of, named_in_place
 
 __all__ = ["functionalize"]
 
@@ -50,14 +50,11 @@ def _changes_its_input(node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         return bool(getattr(module_of(node), "inplace", False))
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
+    if named_in_place(node):
+        return True
     if node.op != "call_function":
         return False
-    name = getattr(node.target, "__name__", "")
-    in_place = name.endswith("_") and not name.startswith("_")
-    return in_place or node.target in _IN_PLACE or bool(node.kwargs.get("inplace", False))
+    return node.target in _IN_PLACE or bool(node.kwargs.get("inplace", False))
 
 
 def _views_as_dtype(node: fx.Node) -> bool:

@@ -35,7 +35,7 @@ from dsgc.passes.patterns import (
     pool,
     shape_of,
 )
-from dsgc.passes.readers import any_sparse_reader, is_clamped, is_stem
+from dsgc.passes.readers import defers_norm, is_clamped, is_stem
 from dsgc.select import PackedSelection, Selector
 
 __all__ = ["lower_to_packed"]
@@ -222,17 +222,16 @@ class _Lowering:
             if shape is None or len(shape) != 4:
                 return None
             value = Deferred(source, None, "identity", _size(shape), shape[1:])
-            if self.defers_norm(node):
-                return self.affine(
-                    replace(value, again=self.again(source)), batch_norm(node), "all"
-                )
+            if defers_norm(node):
+                found = replace(value, again=self.again(source))
+                return self.affine(found, batch_norm(node), "all")
             readers = list(node.users)
-            if elementwise(node) == "relu" and len(readers) == 1 and self.defers_norm(readers[0]):
+            if elementwise(node) == "relu" and len(readers) == 1 and defers_norm(readers[0]):
                 return self.relu(value)
             return None
         if not isinstance(source, Deferred) or source.selection is not None:
             return None
-        if source.act == "relu" and self.defers_norm(node):
+        if source.act == "relu" and defers_norm(node):
             return self.affine(source, batch_norm(node), "all")
         return None
 
@@ -385,15 +384,6 @@ class _Lowering:
         window = (p.kernel, p.stride, p.padding, p.ceil_mode)
         found = self.operator("max_pool2d", *value.arguments(), *window, suffix="pool")
         return self.emit("call_function", operator.getitem, (found, 0))
-
-    def defers_norm(self, node: fx.Node) -> bool:
-        """Whether a dense BatchNorm is read by a sparse convolution, after a ReLU and a max pooling
-        or not.
-
-        Then that one, or the pooling, applies it; other readers share one activated map.
-        """
-        norm = batch_norm(node)
-        return isinstance(norm, nn.BatchNorm2d) and any_sparse_reader(node)
 
 
 def _selects_rows(mask: fx.Node) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "is_identity_pool",
     "layer_module",
     "module_of",
+    "named_in_place",
     "pool",
     "remove_dead",
     "runs_code_of",
@@ -241,6 +242,19 @@ def addends(node: fx.Node) -> list[fx.Node]:
     shapes = {shape_of(read) for read in (*found, node)}
     shape = shape_of(node)
     return found if len(found) == 2 and len(shapes) == 1 and shape and len(shape) == 4 else []
+
+
+def named_in_place(node: fx.Node) -> bool:
+    """Whether a function or method is called as torch calls those that change their input: `add_`,
+    but neither `__add__` nor Python's `and_`.
+    """
+    if node.op == "call_method":
+        name = str(node.target)
+    elif node.op == "call_function" and getattr(node.target, "__module__", "") != "_operator":
+        name = getattr(node.target, "__name__", "")
+    else:
+        return False
+    return name.endswith("_") and not name.endswith("__") and not name.startswith("_")
 
 
 _FLATTENS: set[Any] = {torch.flatten, torch.reshape, "flatten", "reshape", "view"}

@@ -10,6 +10,7 @@ from torch import fx
 from dsgc.ops.layout import in_order_of
 from dsgc.passes.context import Context
 from dsgc.passes.patterns import module_of, shape_of
+from dsgc.tracing.blame import is_torch_layer
 
 __all__ = ["prefer_channels_last"]
 
@@ -18,8 +19,9 @@ def prefer_channels_last(gm: fx.GraphModule, context: Context) -> fx.GraphModule
     """Convert every 4-D floating-point input; what is in that order already is not copied.
 
     Both graphs then run their dense layers on the same strides, hence with the same rounding.
-    Results made of maps are contiguous for the user's code, unless inputs or weights that they
-    depend on are channels-last when the graph runs: the dense model does the same.
+    Maps are contiguous for the user's code, as results and where modules run unrecorded, unless
+    inputs or weights that they depend on are channels-last when the graph runs: the dense model
+    does the same.
     """
     for node in gm.graph.find_nodes(op="placeholder"):
         dtype = node.meta.get("dtype")
@@ -37,22 +39,33 @@ def prefer_channels_last(gm: fx.GraphModule, context: Context) -> fx.GraphModule
         # An input that is a result as well is returned as it came.
         node.replace_all_uses_with(
             converted,
-            delete_user_cb=lambda user, own=converted: user is not own and user.op != "output",
+            delete_user_cb=lambda user, own=converted: (
+                user is not own and user.op != "output" and not _is_users_code(user)
+            ),
         )
-    (output,) = gm.graph.find_nodes(op="output")
-    for result in output.all_input_nodes:
-        _restore(gm, result, output)
+    for node in list(gm.graph.nodes):
+        if node.op == "output" or _is_users_code(node):
+            for result in node.all_input_nodes:
+                _restore(gm, result, node)
     gm.recompile()
     return gm
 
 
-def _restore(gm: fx.GraphModule, result: fx.Node, output: fx.Node) -> None:
-    """Return `result` in the order of memory that the dense model gives it."""
+def _is_users_code(node: fx.Node) -> bool:
+    """Whether `node` calls code that was not recorded, and that may look at strides."""
+    module = module_of(node)
+    if module is None or is_torch_layer(module):
+        return False
+    return not type(module).__module__.startswith("dsgc.")
+
+
+def _restore(gm: fx.GraphModule, result: fx.Node, reader: fx.Node) -> None:
+    """Give `reader` `result` in the order of memory that it has in the dense model."""
     if result.op == "placeholder" or len(shape_of(result) or ()) < 3:
         return
     if not (deciding := _deciding(result)):
         return
-    with gm.graph.inserting_before(output):
+    with gm.graph.inserting_before(reader):
         nodes = [one if isinstance(one, fx.Node) else gm.graph.get_attr(one) for one in deciding]
         restored = gm.graph.create_node(
             "call_function", in_order_of, (result, *nodes), name=f"{result.name}_restored"
@@ -62,7 +75,7 @@ def _restore(gm: fx.GraphModule, result: fx.Node, output: fx.Node) -> None:
         made.meta.setdefault("layer", result.meta.get("layer", ""))
     for name in ("shape", "dtype"):
         restored.meta[name] = result.meta.get(name)
-    output.replace_input_with(result, restored)
+    reader.replace_input_with(result, restored)
 
 
 def _deciding(result: fx.Node) -> list[fx.Node | str]:

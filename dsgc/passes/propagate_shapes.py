@@ -13,10 +13,10 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dsgc.errors import InputError
-from dsgc.passes.patterns import HOOKS, has_hooks
+from dsgc.passes.patterns import HOOKS, addends, has_hooks
 from dsgc.tracing.effects import Undone
 
-__all__ = ["ShapeRecorder", "eval_mode", "fake_inputs", "propagate_shapes"]
+__all__ = ["ShapeRecorder", "depends_on_batch", "eval_mode", "fake_inputs", "propagate_shapes"]
 
 
 class ShapeRecorder(fx.Interpreter):
@@ -137,3 +137,46 @@ def propagate_shapes(
                 f"the dense model itself rejects inputs of {shapes}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+def depends_on_batch(gm: fx.GraphModule, inputs: Sequence[torch.Tensor], model: nn.Module) -> bool:
+    """Whether a graph, whose shapes are known for `inputs`, may serve batches of their size only.
+
+    That is so if with another size more changes than the first extent of its values (as where
+    sequences come first), or if maps that are added no longer have one shape. Where it cannot be
+    told the answer is yes.
+
+    Args:
+        gm: has shapes in its nodes, and keeps them.
+        inputs: fake ones, see `fake_inputs`.
+        model: whose modules the graph calls.
+    """
+    known = [(node, dict(node.meta)) for node in gm.graph.nodes]
+    summed = [node for node, _ in known if addends(node)]
+    try:
+        with eval_mode(model), _failing_quietly(), _mode_of(inputs), _without_hooks(model):
+            ShapeRecorder(gm).run(*_of_another_batch(inputs))
+        return not all(map(addends, summed)) or any(
+            _but_first(node.meta) != _but_first(before) for node, before in known
+        )
+    except Exception:  # any code of the user may refuse another batch, or fake tensors
+        return True
+    finally:
+        for node, before in known:
+            node.meta = before
+
+
+def _of_another_batch(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Like `inputs`, with other first extents: 1, which may have rules of its own, or else 2."""
+    batch = next((len(x) for x in inputs if x.dim()), 0)
+    size = 2 if batch == 1 else 1
+    other = {1: 1, batch: size}
+    return [
+        x.new_empty((other.get(len(x), len(x) + 1), *x.shape[1:])) if x.dim() else x for x in inputs
+    ]
+
+
+def _but_first(meta: dict[str, Any]) -> tuple[int, ...] | None:
+    """A value's number of dimensions and all its extents but the first."""
+    shape = meta.get("shape")
+    return None if shape is None else (len(shape), *shape[1:])

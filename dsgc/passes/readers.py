@@ -20,7 +20,7 @@ from dsgc.passes.patterns import (
 )
 from dsgc.select import Selector
 
-__all__ = ["any_sparse_reader", "is_clamped", "is_stem"]
+__all__ = ["defers_norm", "is_clamped", "is_stem"]
 
 _STEM_WINDOW = 64  # inputs of an output value, at most, that are worth computing twice
 
@@ -55,7 +55,16 @@ def is_clamped(node: fx.Node) -> bool:
     return list(node.users) == [node.next] and elementwise(node.next) == "relu"
 
 
-def any_sparse_reader(node: fx.Node, through: Sequence[str] = ("relu", "max")) -> bool:
+def defers_norm(node: fx.Node) -> bool:
+    """Whether `node` is a dense BatchNorm that is read by a sparse convolution, after a ReLU and a
+    max pooling or not.
+
+    Then that one, or the pooling, applies it; other readers share one activated map.
+    """
+    return isinstance(batch_norm(node), nn.BatchNorm2d) and _any_sparse_reader(node)
+
+
+def _any_sparse_reader(node: fx.Node, through: Sequence[str] = ("relu", "max")) -> bool:
     """Whether a sparse convolution reads `node`, or what a ReLU and a max pooling make of it.
 
     `through` is which of them may still come, each once and in either order.
@@ -65,7 +74,7 @@ def any_sparse_reader(node: fx.Node, through: Sequence[str] = ("relu", "max")) -
             return True
         window = pool(user)
         kind = elementwise(user) if window is None else window.mode
-        if kind in through and any_sparse_reader(user, [one for one in through if one != kind]):
+        if kind in through and _any_sparse_reader(user, [one for one in through if one != kind]):
             return True
     return False
 

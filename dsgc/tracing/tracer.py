@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dsgc.passes.patterns import has_hooks
+from dsgc.passes.patterns import has_hooks, named_in_place
 from dsgc.tracing.ambient import Ambient, ambient, opposite
 from dsgc.tracing.blame import is_torch_layer, where
 from dsgc.tracing.call_shape import CallShape
@@ -132,6 +132,10 @@ class Recorder(fx.Tracer):
         if name is None and target == "self":
             name = "self_1"  # a variable called `self` would hide the graph module
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if self.running and kind == "call_method" and target in _ABOUT_GRADIENTS:
+            module = self.running[-1][0]
+            reason = f"its forward calls {target!r}, which is about one tensor and its gradient"
+            self.blame(module, f"{reason} {where(module, str(target))}")
         if self.running and _writes_state(node):
             module = self.running[-1][0]
             reason = f"its forward changes a parameter or buffer by {_name(node)!r}"
@@ -233,6 +237,9 @@ def _lost_container(value: Any) -> type | None:
 _TAKEN = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
+_ABOUT_GRADIENTS = frozenset(
+    ("register_hook", "register_post_accumulate_grad_hook", "requires_grad_", "retain_grad")
+)
 _VIEWS = frozenset(
     ("T", "chunk", "contiguous", "data", "detach", "diagonal", "expand", "expand_as", "flatten",
      "getattr", "getitem", "mT", "movedim", "narrow", "permute", "reshape", "select", "split",
@@ -261,9 +268,8 @@ def _keeps_memory(node: fx.Node) -> bool:
 
 
 def _in_place(node: fx.Node) -> bool:
-    name = _name(node)
-    changing = name.endswith("_") and not name.endswith("__")
-    return changing or node.target in _IN_PLACE or node.kwargs.get("inplace") is True
+    inplace = node.kwargs.get("inplace") is True
+    return named_in_place(node) or node.target in _IN_PLACE or inplace
 
 
 def _name(node: fx.Node) -> str:
