@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,16 @@ from torch import Tensor, fx, nn
 from dsgc.acceptable import closed_around
 from dsgc.backend import Backend
 from dsgc.bank import SelectorBank
-from dsgc.codegen import cpu_functions
 from dsgc.config import SparsityConfig
-from dsgc.direct_calls import call_directly
-from dsgc.errors import NothingToSparsifyError, TraceError
+from dsgc.errors import InputError, NothingToSparsifyError, TraceError
 from dsgc.inference import Inference
 from dsgc.kept_graphs import Assumptions, Gate, KeptGraphs
 from dsgc.observed import is_observed
-from dsgc.passes.choose_kernels import choose_kernels
 from dsgc.passes.choose_layers import is_layer
 from dsgc.passes.context import Context, LayerDecision
-from dsgc.passes.lower_to_packed import lower_to_packed
 from dsgc.passes.pipeline import (
     ANALYSIS,
-    LOWERING,
     PREPARATION,
-    SEMANTIC,
     Observer,
     run_passes,
     write_to,
@@ -41,87 +35,21 @@ from dsgc.passes.propagate_shapes import (
     fake_inputs,
     propagate_shapes,
 )
+from dsgc.program import Program, extents, unlike_first
 from dsgc.seen import SeenCall
 from dsgc.skeleton import Skeletons
 from dsgc.small import small_program
 from dsgc.tracing.call_shape import CallShape
-from dsgc.tracing.trace import Traced, trace
+from dsgc.tracing.trace import trace
 from dsgc.warn_user import warn_user
 from dsgc.watch import named_ranges, profiler_is_on
 
-__all__ = ["Engine", "Program", "no_sparse_layer"]
+__all__ = ["Engine", "no_sparse_layer"]
 
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.Linear,
 )  # fmt: skip
-
-
-class Program:
-    """The graphs of one part of a model for one kind of call and shape.
-
-    Attributes:
-        dense: the traced graph, until `semantic` or `lowered` is asked for, which rewrite it.
-        path: of the part in the model; "" is all of it.
-        call: how it is called.
-        example: fake tensors like those of the first call, which take no memory.
-        traced: what tracing said besides the graph.
-        one_batch: whether it serves only batches of the example's size.
-    """
-
-    def __init__(
-        self,
-        traced: Traced,
-        context: Context,
-        observe: Observer | None,
-        path: str,
-        call: CallShape,
-        example: list[Tensor],
-    ) -> None:
-        self.dense, self.traced = traced.graph_module, traced
-        self.context = context
-        self.observe = observe
-        self.path, self.call, self.example = path, call, example
-        self.one_batch = False
-        self._semantic: fx.GraphModule | None = None
-        self._lowered: dict[str, fx.GraphModule] = {}
-        self._direct: dict[str, Callable[..., Any]] = {}
-        self._making = threading.RLock()
-
-    @property
-    def semantic(self) -> fx.GraphModule:
-        """The graph on dense tensors and masks."""
-        if self._semantic is None:
-            with self._making:
-                if self._semantic is None:
-                    self._semantic = run_passes(self.dense, self.context, SEMANTIC, self.observe)
-        return self._semantic
-
-    def lowered(self, namespace: str) -> fx.GraphModule:
-        """The graph on packed values, with the kernels of `namespace`."""
-        if namespace not in self._lowered:
-            with self._making:
-                if namespace not in self._lowered:
-                    semantic = self.semantic
-                    self.context.namespace = namespace
-                    lowered = run_passes(semantic, self.context, LOWERING, self.observe)
-                    self._lowered[namespace] = lowered
-        return self._lowered[namespace]
-
-    def direct(self, namespace: str) -> Callable[..., Any]:
-        """What runs `lowered` without torch's dispatcher."""
-        if namespace not in self._direct:
-            lowered = self.lowered(namespace)
-            with self._making:
-                if namespace not in self._direct:
-                    self._direct[namespace] = call_directly(lowered, cpu_functions())
-        return self._direct[namespace]
-
-    def exposed(self, namespace: str) -> fx.GraphModule:
-        """As `lowered`, returning also the dense form of all values of `semantic`, by name."""
-        self.context.namespace = namespace
-        exposing = lower_to_packed(self.semantic, self.context, expose=True)
-        return choose_kernels(exposing, self.context)
 
 
 class Engine:
@@ -233,7 +161,7 @@ class Engine:
         """The program of a part for this call, and the tensors to run it with."""
         call, tensors = CallShape.of(self.model.get_submodule(path), args, kwargs)
         shapes = tuple((t.shape[1:], t.dim(), t.dtype, t.device) for t in tensors)
-        key = (*call.key, shapes, _unlike_first(tensors))
+        key = (*call.key, shapes, unlike_first(tensors))
         program = self._find(path, key, tensors)
         if program is None:
             with self.gate.building():
@@ -243,12 +171,20 @@ class Engine:
 
     def _find(self, path: str, key: object, tensors: list[Tensor]) -> Program | None:
         """The program for calls like this one: for any batch, or for one of this size."""
-        return self.programs.find(path, key) or self.programs.find(path, (key, _extents(tensors)))
+        return self.programs.find(path, key) or self.programs.find(path, (key, extents(tensors)))
 
     def _make(self, path: str, key: object, call: CallShape, tensors: list[Tensor]) -> Program:
         """A new program, kept for all calls that are like this one."""
         program = self._build(path, call, fake_inputs(tensors), self.observe)
-        propagate_shapes(program.dense, program.example, self.model, instead=tensors)
+        try:
+            propagate_shapes(program.dense, program.example, self.model, instead=tensors)
+        except InputError as error:
+            if not self._accepts(path, call, tensors):
+                raise
+            raise TraceError(
+                f"{path or type(self.model).__name__} cannot be traced: a graph of its code fails "
+                f"where the code itself does not: {error.__cause__}"
+            ) from error
         program.one_batch = depends_on_batch(program.dense, program.example, self.model)
         if self.decided:
             run_passes(program.dense, program.context, ANALYSIS, self.observe)
@@ -256,9 +192,17 @@ class Engine:
         # Hooks of the model itself run around its graph, whenever they are registered.
         unhooked = set() if path else {self.model}
         assumed = Assumptions(program.traced.recorded, own_code, unhooked)
-        kept = (key, _extents(tensors)) if program.one_batch else key
+        kept = (key, extents(tensors)) if program.one_batch else key
         self.programs.keep(path, kept, program, assumed.hold)
         return program
+
+    def _accepts(self, path: str, call: CallShape, tensors: list[Tensor]) -> bool:
+        """Whether a part runs by its own code on these inputs."""
+        args, kwargs = call.arguments(tensors)
+        with eval_mode(self.model), suppress(Exception):
+            self.model.get_submodule(path)(*args, **kwargs)
+            return True
+        return False
 
     def again(self, program: Program, observe: Observer | None = None) -> Program:
         """A fresh program of a part for the same call, with all layers decided; nobody runs it.
@@ -371,19 +315,6 @@ class Engine:
                     reason = f"it is inside {parent!r}, which stays dense: {why}"
             kind = type(module).__name__
             self.decisions[name] = LayerDecision(name, name, kind, False, reason)
-
-
-def _extents(tensors: list[Tensor]) -> tuple[int, ...]:
-    """The first extent of every input that has one: usually the size of the batch."""
-    return tuple(len(tensor) for tensor in tensors if tensor.dim())
-
-
-def _unlike_first(tensors: list[Tensor]) -> tuple[str, ...]:
-    """Of each further input whether it is of the first one's batch: what is added to what depends
-    on it.
-    """
-    first, *others = _extents(tensors) or (0,)
-    return tuple("same" if n == first else "one" if n == 1 else "other" for n in others)
 
 
 def _there(method: Callable[..., Any] | None) -> Callable[..., Any]:

@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 from dsgc.acceptable import check_values
 from dsgc.bank import SelectorBank
 from dsgc.config import SparsityConfig
-from dsgc.engine import Engine, Program
+from dsgc.engine import Engine
 from dsgc.errors import InputError, ShapesUnknownError, TraceError, UnsupportedError
 from dsgc.passes.context import LayerDecision
 from dsgc.passes.patterns import extra_code
+from dsgc.program import Program
 from dsgc.seen import leaves_of
 from dsgc.select import refuse_recomputation
 from dsgc.stand_in import StandIn, Structure

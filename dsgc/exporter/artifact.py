@@ -16,12 +16,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dsgc.codegen.target import CpuTarget, host_target, named_target
-from dsgc.engine import Program as Graphs
 from dsgc.errors import ConfigError, ExportError
 from dsgc.exporter.link import link_kernels, machine_of, required_features
 from dsgc.files import check_place
 from dsgc.module import SparseModule
 from dsgc.passes.patterns import has_hooks
+from dsgc.program import Program as Graphs
 from dsgc.programs.emit import emit
 from dsgc.programs.fold_norms import fold_norms
 from dsgc.programs.program import Emitted

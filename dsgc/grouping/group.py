@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from dsgc.api import settled
 from dsgc.config import SparsityConfig
-from dsgc.engine import Engine, Program, no_sparse_layer
+from dsgc.engine import Engine, no_sparse_layer
 from dsgc.errors import InputError, NothingToSparsifyError
 from dsgc.grouping.channels import Channels, Space, read_channels
 from dsgc.grouping.cluster import cluster, kept_share
@@ -21,6 +21,7 @@ from dsgc.ops.layout import ceil_div
 from dsgc.passes.balance_winners import balance_winners
 from dsgc.passes.patterns import batch_norm, elementwise
 from dsgc.passes.propagate_shapes import eval_mode
+from dsgc.program import Program
 
 __all__ = ["GroupedLayer", "Grouping", "group_neurons"]
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dsgc.config import SparsityConfig
-from dsgc.engine import Engine, Program
+from dsgc.engine import Engine
 from dsgc.inspect.words import listed
 from dsgc.passes.balance_winners import balance_winners
 from dsgc.passes.choose_layers import choose_layers
 from dsgc.passes.context import Context, LayerDecision
 from dsgc.passes.patterns import shape_of
+from dsgc.program import Program
 
 __all__ = ["advice"]
 

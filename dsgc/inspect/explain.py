@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsgc.api import settled
 from dsgc.config import SparsityConfig
-from dsgc.engine import Engine, Program
+from dsgc.engine import Engine
 from dsgc.errors import InputError
 from dsgc.inspect.advice import advice
 from dsgc.inspect.kept import KeptBytes
@@ -23,6 +23,7 @@ from dsgc.module import SparseModule
 from dsgc.passes.balance_winners import balance_winners
 from dsgc.passes.context import LayerDecision
 from dsgc.passes.patterns import shape_of
+from dsgc.program import Program
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from dsgc.engine import Engine, Program
+from dsgc.engine import Engine
 from dsgc.measure import channels_last
 from dsgc.module import SparseModule
+from dsgc.program import Program
 from dsgc.watch import Watched
 
 __all__ = ["Side", "Sides"]

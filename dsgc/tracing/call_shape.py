@@ -9,6 +9,7 @@ import inspect
 import keyword
 import pathlib
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,16 @@ class CallShape:
         constants = tuple(None if isinstance(x, torch.Tensor) else x for x in leaves)
         tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
         return CallShape(spec, tuple(slots), constants), tensors
+
+    def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) of such a call, with these tensors or what stands for them."""
+        supply = iter(tensors)
+        leaves = [
+            constant if slot is None else next(supply)
+            for slot, constant in zip(self.slots, self.constants, strict=True)
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return args, kwargs
 
     @functools.cached_property
     def key(self) -> tuple[object, ...]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from dsgc.errors import TraceError
 from dsgc.passes.patterns import has_hooks
@@ -68,11 +67,7 @@ def trace(model: nn.Module, path: str, call: CallShape) -> Traced:
 def _call_alone(path: str, call: CallShape) -> fx.Graph:
     """A graph that calls one module of torch.nn."""
     graph = fx.Graph()
-    leaves = [
-        constant if slot is None else graph.placeholder(slot)
-        for slot, constant in zip(call.slots, call.constants, strict=True)
-    ]
-    args, kwargs = pytree.tree_unflatten(leaves, call.spec)
+    args, kwargs = call.arguments([graph.placeholder(s) for s in call.slots if s is not None])
     graph.output(graph.call_module(path, args, kwargs))
     return graph
 

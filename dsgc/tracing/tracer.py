@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from dsgc.passes.patterns import has_hooks, named_in_place
 from dsgc.tracing.ambient import Ambient, ambient, opposite
@@ -23,6 +22,7 @@ from dsgc.tracing.blame import is_torch_layer, where
 from dsgc.tracing.call_shape import CallShape
 from dsgc.tracing.effects import Undone
 from dsgc.tracing.state_proxy import StateProxy
+from dsgc.tracing.value_proxy import ValueProxy
 
 __all__ = ["Culprit", "Recorder", "unusable_name"]
 
@@ -142,6 +142,14 @@ class Recorder(fx.Tracer):
             self.blame(module, f"{reason} {where(module, _name(node))}")
         return node
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ValueProxy(node, self, self._doubt)
+
+    def _doubt(self) -> NoReturn:
+        module = self.running[-1][0] if self.running else self.root
+        reason = "its forward asks for the type of a value, which a graph does not know"
+        self.blame(module, f"{reason} {where(module, 'isinstance|is_tensor')}")
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
@@ -149,12 +157,7 @@ class Recorder(fx.Tracer):
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in slots]
 
         def fn(root: nn.Module, *tensors: Any) -> Any:
-            supply = iter(tensors)
-            leaves = [
-                constant if slot is None else next(supply)
-                for slot, constant in zip(self.call.slots, self.call.constants, strict=True)
-            ]
-            args, kwargs = pytree.tree_unflatten(leaves, self.call.spec)
+            args, kwargs = self.call.arguments(tensors)
             with self._entered(root):
                 result = root_fn(root, *args, **kwargs)
                 kind = _lost_container(result)

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 
 import dsgc
-from dsgc.engine import Program
 from dsgc.inspect.compare import compare
+from dsgc.program import Program
 from tests.inspect.networks import LooksAtData, Residual, X, config, residual
 
 
