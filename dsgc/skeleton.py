@@ -6,7 +6,7 @@ replaced by callers of compiled parts. The user's forward then runs as it is, un
 
 from __future__ import annotations
 
-import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +29,6 @@ class Skeletons:
         self.call_part = call_part
         self.twins: dict[str, nn.Module] = {}
         self.called: set[str] = set()
-        self._here = threading.local()
 
     def has(self, path: str) -> bool:
         """Whether the module `path` runs by its own code."""
@@ -60,58 +59,70 @@ class Skeletons:
             return self.peek(path)
         if is_torch_layer(child) and not isinstance(child, (nn.Conv2d, nn.Linear)):
             return child
-        return PartCaller(self, child, path)
+        return PartCaller.of(self, child, path)
 
     def call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module `path` by its own code; attributes it sets are kept on the original."""
-        depth = getattr(self._here, "depth", 0)
-        if depth == 0:
-            self._sync(to_twins=True)
-        self._here.depth = depth + 1
+        original, twin = self.model.get_submodule(path), self.twins[path]
+        _copy_attributes(original, twin)
         try:
-            return self.twins[path](*args, **kwargs)
+            return twin(*args, **kwargs)
         finally:
-            self._here.depth = depth
-            if depth == 0:
-                self._sync(to_twins=False)
-
-    def _sync(self, to_twins: bool) -> None:
-        for path, twin in list(self.twins.items()):
-            original = self.model.get_submodule(path)
-            source, target = (original, twin) if to_twins else (twin, original)
-            for name in [name for name in target.__dict__ if name not in source.__dict__]:
-                del target.__dict__[name]
-            changed = {k: v for k, v in source.__dict__.items() if k != "_modules"}
-            target.__dict__.update(changed)
+            _copy_attributes(twin, original)
 
 
-class PartCaller(nn.Module):
-    """Stands in a skeleton for a child and calls its compiled part.
+def _copy_attributes(source: nn.Module, target: nn.Module) -> None:
+    """Everything but the children, and nothing else."""
+    for name in [name for name in target.__dict__ if name not in source.__dict__]:
+        del target.__dict__[name]
+    target.__dict__.update({k: v for k, v in source.__dict__.items() if k != "_modules"})
 
-    Other uses of the child (its attributes, indexing) reach its twin, so that a forward that
-    reaches through `self.body.conv1(x)` calls compiled parts as well.
+
+class PartCaller:
+    """What stands in a skeleton for a child: looks like it in all respects, and calls its compiled
+    part.
+
+    It shares the child's attributes, parameters and mode, and is of a subclass of its class. Its
+    children are those of the child's twin, so that a forward that reaches through
+    `self.body.conv1(x)` calls compiled parts as well.
     """
 
-    def __init__(self, owner: Skeletons, child: nn.Module, path: str) -> None:
-        super().__init__()
-        self._owner = owner
-        self._path = path
-        self._child = (child,)  # a tuple, so that it is not registered
+    _owner: Skeletons
+    _path: str
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    @staticmethod
+    def of(owner: Skeletons, child: nn.Module, path: str) -> nn.Module:
+        """One that stands for `child`."""
+        kind = type(child)
+        bases: Any = (_CallerOfMany, kind) if hasattr(kind, "__iter__") else (PartCaller, kind)
+        # Not in its attributes, which are the child's.
+        own = {"_owner": owner, "_path": path, "__module__": kind.__module__}
+        made = types.new_class(kind.__name__, bases, exec_body=lambda names: names.update(own))
+        caller: nn.Module = object.__new__(made)
+        object.__setattr__(caller, "__dict__", child.__dict__)
+        return caller
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the compiled part."""
         return self._owner.call_part(self._path, args, kwargs)
 
+    forward = __call__
+
     def __getattr__(self, name: str) -> Any:
-        if name in ("_owner", "_path", "_child"):
-            raise AttributeError(name)
-        child = self._child[0]
-        if name in child._modules:
+        if name in self.__dict__["_modules"]:
             return self._inside()._modules[name]
-        return getattr(child, name)
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """As in torch."""
+        return self._inside().named_children()
 
     def _inside(self) -> nn.Module:
         return self._owner.peek(self._path)
+
+
+class _CallerOfMany(PartCaller):
+    """Stands for a child with items, such as nn.Sequential."""
 
     def __getitem__(self, key: Any) -> Any:
         inside: Any = self._inside()
@@ -120,7 +131,3 @@ class PartCaller(nn.Module):
     def __iter__(self) -> Iterator[Any]:
         inside: Any = self._inside()
         return iter(inside)
-
-    def __len__(self) -> int:
-        child: Any = self._child[0]
-        return len(child)
