@@ -321,7 +321,7 @@ class SparseModule(StandIn):
                 allowed = ", ".join(str(dtype) for dtype in _FLOATS)
                 raise UnsupportedError(f"input {i} is {tensor.dtype}; supported are {allowed}")
         batched = [tensor for tensor in tensors if tensor.dim()]
-        if batched and not any(map(len, batched)) and self._needs_statistics():
+        if batched and all(t.shape[0] == 0 for t in batched) and self._needs_statistics():
             raise InputError(
                 f"an empty batch was given, of shape {tuple(batched[0].shape)}: BatchNorm has "
                 "no statistics of nothing; call eval() first, or leave empty batches out"

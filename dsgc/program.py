@@ -89,12 +89,13 @@ class Program:
 
 def extents(tensors: list[Tensor]) -> tuple[int, ...]:
     """The first extent of every input that has one: usually the size of the batch."""
-    return tuple(len(tensor) for tensor in tensors if tensor.dim())
+    return tuple(int(tensor.shape[0]) for tensor in tensors if tensor.dim())
 
 
 def unlike_first(tensors: list[Tensor]) -> tuple[str, ...]:
     """Of each further input whether it is of the first one's batch: what is added to what depends
     on it.
     """
-    first, *others = extents(tensors) or (0,)
+    # Not as numbers, which would fix the symbols that torch.export has in their place.
+    first, *others = [tensor.shape[0] for tensor in tensors if tensor.dim()] or [0]
     return tuple("same" if n == first else "one" if n == 1 else "other" for n in others)

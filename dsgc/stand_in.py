@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import inspect
+import types
+from collections.abc import Iterable, Iterator, MutableMapping
 from operator import is_
 from typing import Any
 
@@ -37,7 +39,8 @@ class StandIn(nn.Module):
     """Looks like `model` to whoever reads or writes it; a subclass says what a call does.
 
     Parameters and buffers are in dicts that both share, so they cannot part. Attributes that this
-    module does not have itself are the model's, to read and to write. Hooks of the model move here:
+    module does not have itself are the model's, to read and to write; its methods get this module
+    as `self`, so that those which call the model call this one. Hooks of the model move here:
     they run around calls of this module, and the model inside runs without.
 
     A subclass sets `_stands` at the end of its `__init__`: what was set until then is its own.
@@ -52,11 +55,10 @@ class StandIn(nn.Module):
 
     def __init__(self, model: nn.Module, extra: dict[str, nn.Module]) -> None:
         super().__init__()
-        self._extra = tuple(extra.items())
         self._parameters = model._parameters
         self._buffers = model._buffers
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self._modules = {**model._modules, **extra}
+        self._modules: Any = _Children(model, dict(extra))
         for name in _HOOKS:
             self.__dict__[name], model.__dict__[name] = model.__dict__[name], self.__dict__[name]
         self._is_full_backward_hook = model._is_full_backward_hook
@@ -93,7 +95,8 @@ class StandIn(nn.Module):
             model = self.__dict__.get("_dense")
             if model is None or name.startswith("__") or not hasattr(model[0], name):
                 raise
-        return getattr(model[0], name)
+        method = _method(model[0], name)
+        return getattr(model[0], name) if method is None else types.MethodType(method, self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._is_own(name):
@@ -103,7 +106,7 @@ class StandIn(nn.Module):
         before = _registered(model, name)
         setattr(model, name, value)
         if before or _registered(model, name):
-            self._take_over()
+            self._structure_changed()
 
     def __delattr__(self, name: str) -> None:
         if self._is_own(name):
@@ -112,7 +115,7 @@ class StandIn(nn.Module):
         registered = _registered(self._dense[0], name)
         delattr(self._dense[0], name)
         if registered:
-            self._take_over()
+            self._structure_changed()
 
     # Those of containers such as nn.Sequential; of any other model they fail as its own would.
 
@@ -123,7 +126,12 @@ class StandIn(nn.Module):
     def __setitem__(self, index: Any, value: Any) -> None:
         model: Any = self._dense[0]
         model[index] = value
-        self._take_over()
+        self._structure_changed()
+
+    def __delitem__(self, index: Any) -> None:
+        model: Any = self._dense[0]
+        del model[index]
+        self._structure_changed()
 
     def __len__(self) -> int:
         model: Any = self._dense[0]
@@ -139,12 +147,52 @@ class StandIn(nn.Module):
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """As in torch: the child becomes one of the model."""
         self._dense[0].add_module(name, module)
-        self._take_over()
-
-    def _take_over(self) -> None:
-        self._modules.clear()
-        self._modules.update({**self._dense[0]._modules, **dict(self._extra)})
         self._structure_changed()
+
+
+class _Children(MutableMapping[str, Any]):
+    """The children of a model, as they are whenever one looks, and further ones behind them."""
+
+    def __init__(self, model: nn.Module, further: dict[str, nn.Module]) -> None:
+        self._model, self._further = model, further
+
+    def _holder(self, name: str) -> dict[str, Any]:
+        return self._further if name in self._further else self._model._modules
+
+    def __getitem__(self, name: str) -> Any:
+        return self._holder(name)[name]
+
+    def __setitem__(self, name: str, child: Any) -> None:
+        self._holder(name)[name] = child
+
+    def __delitem__(self, name: str) -> None:
+        del self._holder(name)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._model._modules
+        yield from self._further
+
+    def __len__(self) -> int:
+        return len(self._model._modules) + len(self._further)
+
+    def copy(self) -> dict[str, Any]:
+        """A dict of them, as torch takes it for replicas."""
+        return dict(self)
+
+
+def _method(model: nn.Module, name: str) -> types.FunctionType | None:
+    """A method of the user's class that may as well be called with a stand-in for `self`: what it
+    calls the model for is sparse then. One that calls `super()` may not.
+    """
+    found = inspect.getattr_static(type(model), name, None)
+    if not isinstance(found, types.FunctionType) or name in vars(model):
+        return None
+    if found.__module__.partition(".")[0] == "torch":
+        return None
+    inner = inspect.unwrap(found)
+    code = getattr(inner, "__code__", None)
+    asks = code is None or "super" in code.co_names or "__class__" in code.co_freevars
+    return None if asks else found
 
 
 def _registered(model: nn.Module, name: str) -> bool:
@@ -161,6 +209,8 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
+        # Containers put a new table of children in the place of the old one.
+        self._of = [(vars(module), module._modules) for module in modules]
         tables = [table for m in modules for table in (m._modules, m._parameters)]
         self._empty = [table for table in tables if not table]
         self._modules = _copies(module._modules for module in modules)
@@ -168,7 +218,7 @@ class Structure:
 
     def holds(self) -> bool:
         """Whether they still are the same."""
-        if any(self._empty):
+        if any(self._empty) or any(now["_modules"] is not table for now, table in self._of):
             return False
         for table, before in self._modules:
             if len(table) != len(before) or not all(map(is_, table.values(), before.values())):
