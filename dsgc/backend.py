@@ -58,6 +58,11 @@ class Backend:
             )
         return None
 
+    def require_kernels(self) -> None:
+        """Raise KernelError if kernels could not be built or loaded here."""
+        if self._without_kernels:
+            raise KernelError(self._without_kernels)
+
     def warn_of_autocast(self) -> None:
         """Say once that the kernels take no notice of it."""
         if self._warned:

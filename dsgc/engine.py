@@ -82,6 +82,7 @@ class Engine:
         self.gate = Gate()
         self.profiled: list[Program] | None = None
         self.last: tuple[Program, str | None] | None = None
+        self.own_code = ""  # why the last call was none of a graph
         self.watch: Callable[[Program, str | None, list[Tensor]], Any] | None = None
         self.seen = SeenCall((), {})
         place = os.environ.get("DSGC_DUMP")
@@ -115,17 +116,48 @@ class Engine:
 
     def call_part(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the submodule `path`: as a graph, or by its own code around graphs."""
-        if not self.skeletons.has(path):
-            try:
-                program, tensors = self.program(path, args, kwargs)
-            except TraceError as error:
-                self.untraced[path] = str(error)
-                self.skeletons.make(path)
-            else:
-                if self.profiled is not None:
-                    self.profiled.append(program)
-                    return propagate_shapes(program.dense, tensors, self.model)
-                return self.execute(program, tensors)
+        kind = self._kind_of(path, args, kwargs) if path in self.skeletons.called else None
+        if self.skeletons.has(path, kind):
+            return self._run_own_code(path, args, kwargs)
+        try:
+            program, tensors = self.program(path, args, kwargs)
+        except TraceError as error:
+            return self._begin_own_code(path, args, kwargs, str(error))
+        if self.profiled is not None:
+            self.profiled.append(program)
+            return propagate_shapes(program.dense, tensors, self.model)
+        if not path:
+            self.own_code = ""
+        return self.execute(program, tensors)
+
+    def _kind_of(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """Calls of one kind run the same code; None is all those of which that cannot be told."""
+        try:
+            return CallShape.of(self.model.get_submodule(path), args, kwargs)[0].key
+        except TraceError:
+            return None
+
+    def _begin_own_code(
+        self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
+    ) -> Any:
+        """Run a part by its own code from now on, unless that fails as well: then the call was
+        wrong, and the next is judged for itself.
+        """
+        kind, before = self._kind_of(path, args, kwargs), self.untraced.get(path)
+        self.skeletons.make(path, kind)
+        self.untraced[path] = reason
+        try:
+            return self._run_own_code(path, args, kwargs)
+        except BaseException:
+            self.skeletons.forget(path, kind)
+            del self.untraced[path]
+            if before is not None:
+                self.untraced[path] = before
+            raise
+
+    def _run_own_code(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not path:
+            self.own_code = self.untraced[path]
         return self.skeletons.call(path, args, kwargs)
 
     def execute(self, program: Program, tensors: list[Tensor]) -> Any:
@@ -252,14 +284,15 @@ class Engine:
         try:
             programs.append(self.program("", args, kwargs)[0])
         except TraceError as error:
-            self.untraced[""] = str(error)
-            self.skeletons.make("")
             self.profiled = programs
             # Code of the user's own may ask for gradients of what it computes.
             graded = torch.set_grad_enabled(torch.is_grad_enabled())
             try:
                 with eval_mode(self.model), graded:
-                    self.skeletons.call("", args, kwargs)
+                    self._begin_own_code("", args, kwargs, str(error))
+            except BaseException:
+                self.programs.clear()  # those of the children were not decided about
+                raise
             finally:
                 self.profiled = None
         programs = list(dict.fromkeys(programs))

@@ -149,9 +149,9 @@ class SparseModule(StandIn):
             ShapesUnknownError: no input was seen yet.
             TraceError: the model is not one graph, because its own code cannot be traced.
         """
-        if "" in self._untraced:
+        if self._built is not None and self._built.own_code:
             raise TraceError(
-                f"there is no single graph of the model: {self._untraced['']}; its children are "
+                f"there is no single graph of the model: {self._built.own_code}; its children are "
                 "compiled each for itself"
             )
         if self._built is None or self._built.last is None:
@@ -240,6 +240,7 @@ class SparseModule(StandIn):
         Raises:
             The same as `forward`.
         """
+        self._engine.prepare(args, kwargs)  # layers are chosen for the mode that it is in
         with self.in_eval_mode(), torch.no_grad(), self._bank.hold():
             self(*args, **kwargs)
             return self._bank.held(self._decisions)
@@ -305,7 +306,7 @@ class SparseModule(StandIn):
         self._check(args, {})
         check_values(self._dense[0])
         self._engine.prepare(args, {})
-        if "" not in self._untraced:
+        if not self._engine.own_code:
             program, tensors = self._engine.program("", args, {})
             self._engine.last = (program, self._engine.backend.namespace_for(tensors))
 

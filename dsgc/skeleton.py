@@ -28,16 +28,20 @@ class Skeletons:
         self.model = model
         self.call_part = call_part
         self.twins: dict[str, nn.Module] = {}
-        self.called: set[str] = set()
+        self.called: dict[str, set[object]] = {}
 
-    def has(self, path: str) -> bool:
-        """Whether the module `path` runs by its own code."""
-        return path in self.called
+    def has(self, path: str, kind: object) -> bool:
+        """Whether the module `path` runs by its own code in calls of this kind."""
+        return kind in self.called.get(path, ())
 
-    def make(self, path: str) -> None:
-        """From now on the module `path` runs by its own code."""
+    def make(self, path: str, kind: object) -> None:
+        """From now on the module `path` runs by its own code in such calls."""
         self.peek(path)
-        self.called.add(path)
+        self.called.setdefault(path, set()).add(kind)
+
+    def forget(self, path: str, kind: object) -> None:
+        """Undo `make`."""
+        self.called.get(path, set()).discard(kind)
 
     def peek(self, path: str) -> nn.Module:
         """The twin of the module `path`, to reach its children."""

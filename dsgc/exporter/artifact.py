@@ -6,7 +6,8 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dsgc.codegen.target import CpuTarget, host_target, named_target
-from dsgc.errors import ConfigError, ExportError
+from dsgc.errors import ConfigError, ExportError, TraceError
 from dsgc.exporter.link import link_kernels, machine_of, required_features
 from dsgc.files import check_place
 from dsgc.module import SparseModule
@@ -70,21 +71,25 @@ def export(
         raise ConfigError(str(error), "target") from error
     if not isinstance(named, (CpuTarget, type(None))):
         raise ConfigError(f"target must be a name or a CpuTarget, not {named!r}", "target")
+    if not isinstance(dynamic_batch, bool):
+        raise ConfigError(f"dynamic_batch must be True or False, not {dynamic_batch!r}", "export")
     inputs = checked_inputs(example_inputs)
+    if not dynamic_batch and not len(inputs[0]):
+        raise ConfigError(
+            "an artifact for batches of no sample: give an example of the size that it is for",
+            "example_inputs",
+        )
     cpu = named or host_target()
-    with module.in_eval_mode():
+    with in_eval_mode(module, inputs):
         graphs, namespace = graphs_of(module, inputs)
         if namespace != "dsgc_cpu":
+            module._engine.backend.require_kernels()
             raise ExportError(
                 f'backend="{module.backend}" ran on these inputs: an artifact is made of generated '
                 "kernels; move the model and its inputs to the CPU in float32, and compile with "
                 'backend="auto"'
             )
-        if dynamic_batch and graphs.one_batch:
-            raise ExportError(
-                "with another batch size the shapes of more than first extents change in this "
-                "model: export it for the size of the example alone, with dynamic_batch=False"
-            )
+        check_batch(graphs, dynamic_batch)
         names = [name for name, _ in module._dense[0].named_modules()]
         lowered = fold_norms(graphs.lowered("dsgc_cpu"))
         emitted = emit(lowered, inputs, cpu, names)
@@ -101,6 +106,14 @@ def export(
         text,
     )
     return place
+
+
+@contextmanager
+def in_eval_mode(module: SparseModule, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """Within, all is in eval mode; layers that were not chosen yet are for the mode before."""
+    module._engine.prepare(inputs, {})
+    with module.in_eval_mode():
+        yield
 
 
 def checked(sparse: nn.Module, path: str | Path) -> tuple[SparseModule, Path]:
@@ -149,12 +162,22 @@ def graphs_of(sparse: SparseModule, inputs: tuple[Any, ...]) -> tuple[Graphs, st
         )
     with torch.no_grad():
         sparse(*inputs)
-    if "" in sparse.untraced:
+    try:
+        return sparse.last_program()
+    except TraceError as error:
         raise ExportError(
             f"the model is not one graph: {sparse.untraced['']}; an artifact holds one graph: "
             "move the code that cannot be traced out of the model"
+        ) from error
+
+
+def check_batch(graphs: Graphs, dynamic_batch: bool) -> None:
+    """Raise ExportError if a file for any batch size is asked for, and graphs are for one only."""
+    if dynamic_batch and graphs.one_batch:
+        raise ExportError(
+            "with another batch size the shapes of more than first extents change in this model: "
+            "export it for the size of the example alone, with dynamic_batch=False"
         )
-    return sparse.last_program()
 
 
 def _layers(sparse: SparseModule, achieved: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsgc.errors import ExportError, MissingPackageError
-from dsgc.exporter.artifact import checked, checked_inputs, graphs_of
+from dsgc.exporter.artifact import check_batch, checked, checked_inputs, graphs_of, in_eval_mode
 from dsgc.exporter.onnx_form import DOMAIN, VERSION, onnx_form
 
 __all__ = ["export_onnx"]
@@ -51,9 +51,11 @@ def export_onnx(
     module, place = checked(sparse, path)
     inputs = checked_inputs(example_inputs)
     functions = _functions()
-    with module.in_eval_mode(), torch.no_grad():
+    with in_eval_mode(module, inputs), torch.no_grad():
         graphs, _ = graphs_of(module, inputs)
+        check_batch(graphs, dynamic_batch)
         form = onnx_form(graphs.semantic)
+        inputs = tuple(_plain(x, dynamic_batch) for x in inputs)
         batch = torch.export.Dim("batch")
         shapes = tuple({0: batch} for _ in inputs) if dynamic_batch else None
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
@@ -61,6 +63,15 @@ def export_onnx(
             _write(form, inputs, shapes, functions, file)
             file.replace(place)
     return place
+
+
+def _plain(x: Tensor, dynamic_batch: bool) -> Tensor:
+    """An example as torch's exporter takes it: it takes tensors in one place for one input, and
+    extents of 1 for constants.
+    """
+    apart = x.detach().clone(memory_format=torch.contiguous_format)
+    few = dynamic_batch and len(x) < 2
+    return x.new_zeros(2, *x.shape[1:]) if few else apart
 
 
 def _functions() -> list[Any]:
@@ -103,5 +114,8 @@ def _write(
     model.functions.extend(f.to_function_proto() for f in functions if f.name in called)
     if called and all(one.domain != DOMAIN for one in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, VERSION))
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"what torch wrote as ONNX is not valid: {error}") from error
     onnx.save(model, str(file))

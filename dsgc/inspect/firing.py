@@ -17,7 +17,7 @@ from dsgc.module import SparseModule
 
 __all__ = ["FiringRecorder", "LayerFirings", "load_firings"]
 
-_FORMAT = "1"
+_FORMAT = "2"
 _PICTURED = 4  # blocks of a layer whose positions are drawn
 
 
@@ -30,6 +30,7 @@ class LayerFirings:
         positions: float64 [blocks, H, W], how many of them selected a block at a position.
         classes: float64 [classes, blocks], the fraction of positions by the class of the input,
             summed over its samples; no rows without labels.
+        counts: [classes], how many samples of each were summed.
         steps: the training steps that were looked at.
         over_training: [steps][blocks], the fraction of positions that selected a block.
     """
@@ -37,6 +38,7 @@ class LayerFirings:
     samples: int
     positions: Tensor
     classes: Tensor
+    counts: Tensor
     steps: list[int] = field(default_factory=list)
     over_training: list[list[float]] = field(default_factory=list)
 
@@ -60,14 +62,14 @@ class FiringRecorder:
         self.sparse = sparse
         self.classes = tuple(classes)
         self.layers: dict[str, LayerFirings] = {}
-        self._counts = torch.zeros(len(self.classes), dtype=torch.float64)
 
     def observe(self, *inputs: Any, labels: Tensor | None = None) -> None:
         """Look at the selections for a batch.
 
         Args:
             inputs: of the model.
-            labels: int64 [N], the classes of the samples.
+            labels: int64 [N], the classes of the samples. A layer whose maps have another size than
+                before begins anew.
 
         Raises:
             InputError: labels without names of classes, beyond them, or not one a sample.
@@ -75,8 +77,6 @@ class FiringRecorder:
         masks = self.sparse.selections(*inputs)
         step = int(self.sparse._bank.step)
         chosen = self._checked(labels, inputs)
-        if chosen is not None:
-            self._counts += torch.bincount(chosen, minlength=len(self.classes)).double()
         for site, mask in masks.items():
             self._add(site, mask, chosen, step)
 
@@ -86,7 +86,9 @@ class FiringRecorder:
         if not self.classes:
             raise InputError("labels need names: give the recorder its classes")
         batch = inputs[0].shape[0]
-        fits = labels.dim() == 1 and labels.shape[0] == batch
+        labels = torch.as_tensor(labels)
+        whole = not labels.is_floating_point()
+        fits = whole and labels.dim() == 1 and labels.shape[0] == batch > 0
         if not fits or bool(((labels < 0) | (labels >= len(self.classes))).any()):
             raise InputError(
                 f"labels must be {batch} numbers below {len(self.classes)}, one a sample"
@@ -104,18 +106,20 @@ class FiringRecorder:
         layer = self.layers.get(site)
         if layer is None or layer.positions.shape != found.shape[1:]:
             classes = torch.zeros(len(self.classes), found.shape[1], dtype=torch.float64)
-            layer = LayerFirings(0, torch.zeros(found.shape[1:], dtype=torch.float64), classes)
+            positions = torch.zeros(found.shape[1:], dtype=torch.float64)
+            layer = LayerFirings(0, positions, classes, torch.zeros(len(self.classes)))
             self.layers[site] = layer
         layer.samples += samples
         layer.positions += found.sum(0)
         if labels is not None:
             layer.classes.index_add_(0, labels, by_sample)
+            layer.counts += torch.bincount(labels, minlength=len(self.classes))
         layer.steps.append(step)
         layer.over_training.append(found.mean((0, 2, 3)).tolist())
 
     def pictures(self) -> dict[str, tuple[PageFiring, ...]]:
         """The pictures of every layer."""
-        return _pictures(self.layers, self.classes, self._counts)
+        return _pictures(self.layers, self.classes)
 
     def save(self, path: str | Path) -> None:
         """Write all of it to a safetensors file.
@@ -123,20 +127,25 @@ class FiringRecorder:
         Raises:
             OSError: it cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        tensors: dict[str, Tensor] = {"class counts": self._counts}
+        tensors: dict[str, Tensor] = {}
         about: dict[str, Any] = {}
         for site, layer in self.layers.items():
             tensors[f"positions of {site}"] = layer.positions.contiguous()
             tensors[f"classes of {site}"] = layer.classes.contiguous()
+            tensors[f"counts of {site}"] = layer.counts
             about[site] = {
                 "samples": layer.samples,
                 "steps": layer.steps,
                 "over_training": layer.over_training,
             }
         header = {"firings": _FORMAT, "classes": json.dumps(self.classes), "is": json.dumps(about)}
-        save_file(tensors, Path(path), metadata=header)
+        try:
+            save_file(tensors, Path(path), metadata=header)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
 
     def restore(self, path: str | Path) -> None:
         """Go on with what an earlier recorder of the same classes saved.
@@ -145,10 +154,10 @@ class FiringRecorder:
             FileNotFoundError: there is no such file.
             InputError: it is something else, or of other classes.
         """
-        layers, classes, counts = _read(path)
+        layers, classes = _read(path)
         if classes != self.classes:
             raise InputError(f"{path} is of the classes {classes}, not of {self.classes}")
-        self.layers, self._counts = layers, counts
+        self.layers = layers
 
 
 def load_firings(path: str | Path) -> dict[str, tuple[PageFiring, ...]]:
@@ -161,7 +170,7 @@ def load_firings(path: str | Path) -> dict[str, tuple[PageFiring, ...]]:
     return _pictures(*_read(path))
 
 
-def _read(path: str | Path) -> tuple[dict[str, LayerFirings], tuple[str, ...], Tensor]:
+def _read(path: str | Path) -> tuple[dict[str, LayerFirings], tuple[str, ...]]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -177,13 +186,14 @@ def _read(path: str | Path) -> tuple[dict[str, LayerFirings], tuple[str, ...], T
                     one["samples"],
                     file.get_tensor(f"positions of {site}"),
                     file.get_tensor(f"classes of {site}"),
+                    file.get_tensor(f"counts of {site}"),
                     one["steps"],
                     one["over_training"],
                 )
                 for site, one in about.items()
             }
             classes = tuple(json.loads(header["classes"]))
-            return layers, classes, file.get_tensor("class counts")
+            return layers, classes
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
@@ -191,15 +201,15 @@ def _read(path: str | Path) -> tuple[dict[str, LayerFirings], tuple[str, ...], T
 
 
 def _pictures(
-    layers: Mapping[str, LayerFirings], classes: tuple[str, ...], counts: Tensor
+    layers: Mapping[str, LayerFirings], classes: tuple[str, ...]
 ) -> dict[str, tuple[PageFiring, ...]]:
     found = {}
     for site, layer in layers.items():
         pictures = [_by_position(layer, block) for block in _busiest(layer)]
-        seen = [i for i, count in enumerate(counts.tolist()) if count > 0]
+        seen = [i for i, count in enumerate(layer.counts.tolist()) if count > 0]
         blocks = _numbered(layer.positions.shape[0])
         if seen:
-            shares = layer.classes[seen] / counts[seen].unsqueeze(1)
+            shares = layer.classes[seen] / layer.counts[seen].unsqueeze(1)
             pictures.append(
                 PageFiring(
                     "By class of input",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -42,14 +43,31 @@ def load(path: str | Path, threads: int | None = None) -> Model:
 
     Args:
         path: what `dsgc.export` wrote.
-        threads: how many to run on; None is all that OpenMP gives.
+        threads: how many to run on, 1024 at most; None is all that OpenMP gives.
 
     Raises:
+        ValueError: that many threads are not possible.
         FileNotFoundError: there is no such file.
         ArtifactError: it cannot be used, see `dsgc_runtime.errors`.
         OSError: the C library of OpenMP (libgomp) is missing on this machine.
     """
     return Model(open_archive(path), threads)
+
+
+_MOST_THREADS = 1024  # what a process can start is not known, and to fail there ends it
+
+
+def _possible(count: int | None) -> int | None:
+    """A number of threads that may be asked for."""
+    try:
+        number = None if count is None or isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        number = None
+    if count is not None and (number is None or not 1 <= number <= _MOST_THREADS):
+        raise ValueError(
+            f"threads must be a number from 1 to {_MOST_THREADS}, or None, not {count!r}"
+        )
+    return number
 
 
 class Model:
@@ -59,6 +77,7 @@ class Model:
     """
 
     def __init__(self, archive: Archive, threads: int | None = None) -> None:
+        self._threads = _possible(threads)
         self.manifest = archive.manifest
         self.graph = archive.graph
         self._inputs = tuple(self._info(port) for port in archive.manifest.inputs)
@@ -69,7 +88,6 @@ class Model:
             library.write_bytes(archive.kernels)
             self._native = Native(library, archive.manifest)
         self._sessions = Sessions(archive.manifest, archive.constants, self._native)
-        self.threads = threads
 
     @property
     def threads(self) -> int | None:
@@ -78,9 +96,7 @@ class Model:
 
     @threads.setter
     def threads(self, count: int | None) -> None:
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"threads must be a positive number or None, not {count!r}")
-        self._threads = count
+        self._threads = _possible(count)
 
     @property
     def inputs(self) -> tuple[PortInfo, ...]:

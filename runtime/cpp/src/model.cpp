@@ -219,9 +219,10 @@ struct Model::Parts {
 namespace {
 
 std::optional<int> possible(std::optional<int> threads) {
-  if (threads && *threads < 1) {
-    throw std::invalid_argument("threads must be a positive number or nothing, not " +
-                                std::to_string(*threads));
+  constexpr int kMost = 1024;  // what a process can start is not known, and to fail there ends it
+  if (threads && (*threads < 1 || *threads > kMost)) {
+    throw std::invalid_argument("threads must be a number from 1 to " + std::to_string(kMost) +
+                                ", or nothing, not " + std::to_string(*threads));
   }
   return threads;
 }
