@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dsgc.passes.patterns import HOOKS
+from dsgc.plain_data import same_leaf, spread_out
 from dsgc.tracing.blame import is_torch_layer
 
 __all__ = ["GRAPHS_OF_A_PART", "Assumptions", "Gate", "KeptGraphs"]
@@ -41,7 +42,7 @@ class Assumptions:
         modules in `unhooked`.
         """
         self.attributes: list[tuple[dict[Any, Any], int, list[Any], list[Any]]] = []
-        self.lists: list[tuple[list[Any], list[Any]]] = []
+        self.data: list[tuple[dict[str, Any], str, list[Any]]] = []
         self.hooks: list[dict[Any, Any]] = []
         for module in modules:
             if module not in unhooked:
@@ -52,7 +53,7 @@ class Assumptions:
             if not is_torch_layer(module):
                 self._follow(module._buffers)
                 self._follow(module._parameters)
-                self._follow_containers(module.__dict__)
+                self._follow_data(module.__dict__)
         self.registered = [tuple(hooks) for hooks in self.hooks] if any(self.hooks) else []
 
     def _follow(self, values: dict[Any, Any], without: frozenset[str] = frozenset()) -> None:
@@ -63,14 +64,22 @@ class Assumptions:
         }
         self.attributes.append((values, len(values), list(followed), list(followed.values())))
 
-    def _follow_containers(self, attributes: dict[str, Any]) -> None:
+    def _follow_data(self, attributes: dict[str, Any]) -> None:
         for name, value in attributes.items():
-            if name in _OF_EVERY_MODULE:
-                continue
-            if isinstance(value, dict):
-                self._follow(value)
-            elif isinstance(value, list):
-                self.lists.append((value, list(value)))
+            followed = isinstance(value, _FOLLOWED) and not isinstance(value, tuple)
+            if name not in _OF_EVERY_MODULE and not followed and not callable(value):
+                self.data.append((attributes, name, spread_out(value)))
+
+    def _data_holds(self) -> bool:
+        spread: dict[int, list[Any]] = {}  # many modules may hold one configuration
+        for attributes, name, before in self.data:
+            value = attributes.get(name)
+            if id(value) not in spread:
+                spread[id(value)] = spread_out(value)
+            now = spread[id(value)]
+            if len(now) != len(before) or not all(map(same_leaf, now, before)):
+                return False
+        return True
 
     def hold(self) -> bool:
         """Whether all is as it was when the graph was made."""
@@ -80,24 +89,13 @@ class Assumptions:
             if len(attributes) != count:
                 return False
             now = list(map(attributes.get, names))
-            if not all(map(is_, now, before)) and not all(map(_equal, now, before)):
+            if not all(map(is_, now, before)) and not all(map(same_leaf, now, before)):
                 return False
-        for values, before in self.lists:
-            if len(values) != len(before) or not all(map(_equal, values, before)):
-                return False
+        if self.data and not self._data_holds():
+            return False
         if self.registered:
             return [tuple(hooks) for hooks in self.hooks] == self.registered
         return not any(self.hooks)
-
-
-def _equal(now: Any, before: Any) -> bool:
-    if now is before:
-        return True
-    if type(now) is not type(before):
-        return False
-    if isinstance(before, float):
-        return bool(now.hex() == before.hex())
-    return isinstance(before, (int, str, bytes)) and bool(now == before)
 
 
 _Graphs = TypeVar("_Graphs")

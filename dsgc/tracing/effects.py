@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Undone"]
@@ -112,6 +113,10 @@ class Undone:
         for name, tensor, alias in self.tensors.values():
             if name in self.writes.written or _storage(tensor) != _storage(alias):
                 return f"changes the tensor {name!r}", rf"\b{name.rpartition('.')[2]}\b"
+        if self.writes.read:
+            name = next(iter(self.writes.read))
+            what = f"computes with the tensor {name!r} in a way that a graph would not repeat"
+            return what, rf"\b{name.rpartition('.')[2]}\b|parameters|buffers|state_dict"
         states = zip(self.generators, self.states, strict=True)
         if any(pickle.dumps(read()) != pickle.dumps(state) for (read, _), state in states):
             return "draws random numbers in Python", r"rand|bernoulli|choice|sample|shuffle|uniform"
@@ -119,12 +124,15 @@ class Undone:
 
 
 class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes what is written to tensors of the model, and what was there before."""
+    """Notes what is written to tensors of the model, and what was there before; and which of them
+    are computed with.
+    """
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = names
         self.written: set[str] = set()
+        self.read: dict[str, None] = {}
         self.before: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(
@@ -136,6 +144,10 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 value = args[i] if i < len(args) else kwargs.get(argument.name)
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     self._note(value)
+        elif not _is_view(func):
+            for value in pytree.tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor) and _storage(value) in self.names:
+                    self.read[self.names[_storage(value)]] = None
         return func(*args, **kwargs)
 
     def _note(self, value: Any) -> None:
@@ -147,6 +159,11 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def undo(self) -> None:
         for tensor, before in reversed(self.before):
             tensor.copy_(before)
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operator computes nothing, and gives back a part of its input."""
+    return any(argument.alias_info is not None for argument in func._schema.arguments)
 
 
 def _is_lazy(module: Any) -> bool:

@@ -7,6 +7,7 @@ training than in eval mode, or does what a graph does not repeat: see `tracer.py
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import fx, nn
 
 from dsgc.errors import TraceError
 from dsgc.passes.patterns import has_hooks
+from dsgc.tracing.aliases import hidden_write, name_of
 from dsgc.tracing.ambient import ordinary
 from dsgc.tracing.blame import explain, is_torch_layer, where
 from dsgc.tracing.call_shape import CallShape
@@ -126,6 +128,7 @@ class _Attempts:
         for node in recording.graph.nodes:
             if node.op == "get_attr" and self.path:
                 node.target = f"{self.path}.{node.target}"
+        _copy_results(recording.graph)
         with _holding(self.root, recording.constants):
             result = fx.GraphModule(self.model, recording.graph, class_name="DenseGraph")
         called = [
@@ -184,10 +187,23 @@ class _Attempts:
                 raise recorder.culprit
             if effects.effect()[0]:
                 return None
+            if (node := hidden_write(graph, self.root)) is not None:
+                module = recorder.makers.get(node, self.root)
+                reason = "its forward changes a tensor of which another view is read afterwards"
+                raise Culprit(module, f"{reason} {where(module, re.escape(name_of(node)))}")
             return _Recording(graph, _constants(self.root, graph), recorder.entered)
 
     def _unexplained(self) -> _Recording:
         raise Culprit(self.root, "its forward does not do the same every time")
+
+
+def _copy_results(graph: fx.Graph) -> None:
+    """Give constants out as copies: who gets one may write to it."""
+    (output,) = graph.find_nodes(op="output")
+    for node in output.all_input_nodes:
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_const"):
+            with graph.inserting_before(output):
+                output.replace_input_with(node, graph.call_method("clone", (node,)))
 
 
 def _constants(root: nn.Module, graph: fx.Graph) -> dict[str, torch.Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
-import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
 
-from dsgc.passes.patterns import has_hooks, named_in_place
+from dsgc.passes.patterns import has_hooks
+from dsgc.tracing.aliases import name_of, writes_state
 from dsgc.tracing.ambient import Ambient, ambient, opposite
 from dsgc.tracing.blame import is_torch_layer, where
 from dsgc.tracing.call_shape import CallShape
@@ -44,6 +44,7 @@ class Recorder(fx.Tracer):
     Attributes:
         entered: the modules of the user whose code was recorded.
         culprit: a module whose code does what a graph cannot hold.
+        makers: the module whose code made a node.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Recorder(fx.Tracer):
         self.running: list[tuple[nn.Module, Ambient]] = []
         self.state: dict[int, tuple[str, Tensor]] = {}
         self.culprit: Culprit | None = None
+        self.makers: dict[fx.Node, nn.Module] = {}
         self.thread = threading.get_ident()
 
     def blame(self, module: nn.Module, reason: str) -> NoReturn:
@@ -132,14 +134,16 @@ class Recorder(fx.Tracer):
         if name is None and target == "self":
             name = "self_1"  # a variable called `self` would hide the graph module
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if self.running:
+            self.makers[node] = self.running[-1][0]
         if self.running and kind == "call_method" and target in _ABOUT_GRADIENTS:
             module = self.running[-1][0]
             reason = f"its forward calls {target!r}, which is about one tensor and its gradient"
             self.blame(module, f"{reason} {where(module, str(target))}")
-        if self.running and _writes_state(node):
+        if self.running and writes_state(node):
             module = self.running[-1][0]
-            reason = f"its forward changes a parameter or buffer by {_name(node)!r}"
-            self.blame(module, f"{reason} {where(module, _name(node))}")
+            reason = f"its forward changes a parameter or buffer by {name_of(node)!r}"
+            self.blame(module, f"{reason} {where(module, name_of(node))}")
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -243,38 +247,3 @@ _TAKEN = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
 _ABOUT_GRADIENTS = frozenset(
     ("register_hook", "register_post_accumulate_grad_hook", "requires_grad_", "retain_grad")
 )
-_VIEWS = frozenset(
-    ("T", "chunk", "contiguous", "data", "detach", "diagonal", "expand", "expand_as", "flatten",
-     "getattr", "getitem", "mT", "movedim", "narrow", "permute", "reshape", "select", "split",
-     "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as")
-)  # fmt: skip
-_IN_PLACE = frozenset(
-    (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
-     operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem)
-)  # fmt: skip
-
-
-def _writes_state(node: fx.Node) -> bool:
-    """Whether `node` changes a parameter or buffer, or a view of one."""
-    written: Any = node.kwargs.get("out")
-    if _in_place(node):
-        written = node.args[0] if node.args else node.kwargs.get("input")
-    while isinstance(written, fx.Node):
-        if written.op == "get_attr":
-            return True
-        written = written.args[0] if _keeps_memory(written) and written.args else None
-    return False
-
-
-def _keeps_memory(node: fx.Node) -> bool:
-    return _name(node) in _VIEWS or _in_place(node)
-
-
-def _in_place(node: fx.Node) -> bool:
-    inplace = node.kwargs.get("inplace") is True
-    return named_in_place(node) or node.target in _IN_PLACE or inplace
-
-
-def _name(node: fx.Node) -> str:
-    target: Any = node.target
-    return target if isinstance(target, str) else getattr(target, "__name__", "")
