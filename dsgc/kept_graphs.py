@@ -22,7 +22,7 @@ __all__ = ["GRAPHS_OF_A_PART", "Assumptions", "Gate", "KeptGraphs"]
 GRAPHS_OF_A_PART = 32
 """How many graphs are kept of a part of a model; the least recently used makes room."""
 
-_FOLLOWED = (int, float, complex, str, bytes, tuple, type(None), Tensor, type)
+_FOLLOWED = (int, float, complex, str, bytes, type(None), Tensor, type)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -49,25 +49,32 @@ class Assumptions:
                 self.hooks += [module.__dict__[name] for name in HOOKS]
             if module in own_code:
                 continue
+            if is_torch_layer(module):
+                self._follow(module.__dict__, _OF_EVERY_MODULE, (*_FOLLOWED, tuple))
+                continue
             self._follow(module.__dict__, _OF_EVERY_MODULE)
-            if not is_torch_layer(module):
-                self._follow(module._buffers)
-                self._follow(module._parameters)
-                self._follow_data(module.__dict__)
+            self._follow(module._buffers)
+            self._follow(module._parameters)
+            self._follow_data(module.__dict__)
         self.registered = [tuple(hooks) for hooks in self.hooks] if any(self.hooks) else []
 
-    def _follow(self, values: dict[Any, Any], without: frozenset[str] = frozenset()) -> None:
+    def _follow(
+        self,
+        values: dict[Any, Any],
+        without: frozenset[str] = frozenset(),
+        kinds: tuple[type, ...] = _FOLLOWED,
+    ) -> None:
         followed = {
             name: value
             for name, value in values.items()
-            if name not in without and (isinstance(value, _FOLLOWED) or callable(value))
+            if name not in without and (isinstance(value, kinds) or callable(value))
         }
         self.attributes.append((values, len(values), list(followed), list(followed.values())))
 
     def _follow_data(self, attributes: dict[str, Any]) -> None:
         for name, value in attributes.items():
-            followed = isinstance(value, _FOLLOWED) and not isinstance(value, tuple)
-            if name not in _OF_EVERY_MODULE and not followed and not callable(value):
+            followed = isinstance(value, _FOLLOWED) or callable(value)
+            if name not in _OF_EVERY_MODULE and not followed:
                 self.data.append((attributes, name, spread_out(value)))
 
     def _data_holds(self) -> bool:

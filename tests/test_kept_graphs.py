@@ -152,7 +152,8 @@ def test_results_follow_attributes(value: Any) -> None:
     inside(sparse)[0].scale = 1.0
     sparse(X)
     assert sparse.semantic_graph is before
-    assert sparse.untraced == {}
+    # A number that is read from a tensor may be another in the next call.
+    assert list(sparse.untraced) == (["0"] if isinstance(value, Tensor) else [])
 
 
 def test_results_follow_attributes_of_parts() -> None:

@@ -235,3 +235,67 @@ def test_hooks_of_a_model_that_is_not_one_graph_run_once() -> None:
     sparse = sparse_net(model)
     assert sparse(X).abs().max() == 0
     assert recorder.seen == ["after"]
+
+
+def test_methods_of_the_model_run_it_sparse() -> None:
+    class Trained(Net):
+        def loss(self, x: Tensor) -> Tensor:
+            return self(x).pow(2).mean()  # type: ignore[no-any-return]
+
+        @torch.no_grad()
+        def predict(self, x: Tensor) -> Tensor:
+            return self(x).argmax(1)  # type: ignore[no-any-return]
+
+        def reset(self, classes: int) -> None:
+            self.fc = nn.Linear(32, classes)
+
+        def extra_repr(self) -> str:
+            return "trained"
+
+        def described(self) -> str:
+            return super().extra_repr()
+
+    sparse: Any = sparse_net(Trained())
+    sparse.loss(X).backward()
+    assert int(sparse.get_buffer("dsgc_selectors.step")) == 1
+    assert float(sparse.loss(X)) != float(sparse.to_dense().loss(X))
+    assert sparse.predict(X).shape == (4,)
+    sparse.reset(3)
+    assert sparse.fc.out_features == 3
+    assert sparse.state_dict()["fc.weight"].shape == (3, 32)
+    assert sparse(X).shape == (4, 3)
+    assert sparse.described() == ""
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_container_may_grow_and_shrink(first: bool) -> None:
+    model = nn.Sequential(*Net().body)
+    config = dsgc.SparsityConfig(0.5, rules={"0": 0.5}, block=8)
+    sparse: Any = called(dsgc.compile(model, config=config, backend="reference"), first)
+    sparse.append(nn.Conv2d(32, 4, 1))
+    assert [name for name, _ in sparse.named_children()] == ["0", "1", "2", "3", "dsgc_selectors"]
+    assert sparse(X).shape == (4, 4, 8, 8)
+    del sparse[1]
+    assert [name for name, _ in sparse.named_parameters()][::2] == [
+        "0.weight",
+        "1.weight",
+        "2.weight",
+    ]
+    sparse.insert(0, nn.Conv2d(16, 16, 1))
+    assert len(sparse) == 4
+    assert sparse(X).shape == (4, 4, 8, 8)
+    sparse.pop(0)
+    sparse.extend([nn.ReLU()])
+    assert bool((sparse(X) >= 0).all())
+    again = copy.deepcopy(sparse)
+    again.append(nn.Flatten())
+    assert (len(sparse), len(again)) == (4, 5)
+
+
+def test_a_container_inside_may_shrink_after_the_first_call() -> None:
+    sparse = called(sparse_net(), True)
+    expected = sparse.body[0](X)
+    del sparse.body[1:]
+    torch.testing.assert_close(sparse.to_dense().body(X), expected)
+    assert sparse(X).shape == (4, 10)
+    assert [site for site, d in sparse.decisions.items() if d.sparse] == ["body.0"]

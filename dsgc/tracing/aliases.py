@@ -59,11 +59,12 @@ def name_of(node: fx.Node) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
-def hidden_write(graph: fx.Graph, root: nn.Module) -> fx.Node | None:
+def hidden_write(graph: fx.Graph, model: nn.Module) -> fx.Node | None:
     """The first operation that changes a tensor which another view of the same memory is read for
     afterwards: a graph, whose values may be copies or packed, would not show the change there.
 
-    Tensors that were made to be filled are left out, since they stay as they are.
+    Tensors that were made to be filled are left out, since they stay as they are. Modules that the
+    graph calls are those of `model`.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     base: dict[fx.Node, fx.Node] = {}
@@ -71,13 +72,13 @@ def hidden_write(graph: fx.Graph, root: nn.Module) -> fx.Node | None:
     nodes: list[fx.Node] = list(graph.nodes)
     for node in nodes:
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        writes = _writes(node, root)
+        writes = _writes(node, model)
         shared = source is not None and (writes or _keeps_memory(node))
         base[node] = base[source] if source is not None and shared else node
         others = views.setdefault(base[node], [])
         if source is not None and writes and name_of(base[node]) not in _FRESH:
             # What was changed in place before is this very value by another name.
-            same = set(_one_value(source, root))
+            same = set(_one_value(source, model))
             for other in others:
                 late = (order[user] > order[node] for user in other.users)
                 if other not in same and any(late):
@@ -86,15 +87,15 @@ def hidden_write(graph: fx.Graph, root: nn.Module) -> fx.Node | None:
     return None
 
 
-def _one_value(node: fx.Node, root: nn.Module) -> Iterator[fx.Node]:
+def _one_value(node: fx.Node, model: nn.Module) -> Iterator[fx.Node]:
     """`node`, and what it was before it was changed in place."""
     yield node
-    while _writes(node, root) and isinstance(node.args[0], fx.Node):
+    while _writes(node, model) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
         yield node
 
 
-def _writes(node: fx.Node, root: nn.Module) -> bool:
+def _writes(node: fx.Node, model: nn.Module) -> bool:
     if node.op == "call_module":
-        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     return _in_place(node) and bool(node.args)

@@ -187,7 +187,7 @@ class _Attempts:
                 raise recorder.culprit
             if effects.effect()[0]:
                 return None
-            if (node := hidden_write(graph, self.root)) is not None:
+            if (node := hidden_write(graph, self.model)) is not None:
                 module = recorder.makers.get(node, self.root)
                 reason = "its forward changes a tensor of which another view is read afterwards"
                 raise Culprit(module, f"{reason} {where(module, re.escape(name_of(node)))}")

@@ -42,6 +42,7 @@ class Recorder(fx.Tracer):
     """Records one forward, with qualified names of the whole model.
 
     Attributes:
+        modules: all modules of the model, by name.
         entered: the modules of the user whose code was recorded.
         culprit: a module whose code does what a graph cannot hold.
         makers: the module whose code made a node.
@@ -59,6 +60,7 @@ class Recorder(fx.Tracer):
         super().__init__()
         self.record_stack_traces = True
         self.names, self.leaves, self.call = names, leaves, call
+        self.modules = {name: module for module, name in names.items()}
         self.turned, self.effects = turned, effects
         self.entered: list[nn.Module] = []
         self.running: list[tuple[nn.Module, Ambient]] = []

@@ -70,7 +70,7 @@ def _is_tensor(node: fx.Node, tracer: Any) -> bool:
     if node.op == "placeholder":
         return True
     if node.op == "call_module":
-        module = tracer.root.get_submodule(str(node.target))
+        module = tracer.modules[node.target]
         others = isinstance(module, _MAKE_OTHERS) or getattr(module, "return_indices", False)
         return is_torch_layer(module) and not others
     if node.op == "call_method":

@@ -363,3 +363,31 @@ def test_statistics_of_the_batch_are_not_frozen(write: Callable[..., Path], tmp_
     with pytest.raises(dsgc.ExportError, match="no running statistics"):
         write(sparse, tmp_path / "model", torch.randn(4, *IMAGE))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:dsgc.*runs dense")
+def test_exporting_first_chooses_layers_for_the_mode_of_the_module(tmp_path: Path) -> None:
+    x = torch.randn(8, 3, 32, 32)
+
+    def sparse_layers(first: Callable[[Any], object]) -> list[str]:
+        torch.manual_seed(0)
+        sparse = dsgc.compile(dsgc.zoo.build("vgg8", width=0.25), sparsity=0.8)
+        first(sparse)
+        assert sparse.training
+        return [name for name, decision in sparse.decisions.items() if decision.sparse]
+
+    wanted = sparse_layers(lambda sparse: sparse(x))
+    assert sparse_layers(lambda s: dsgc.export(s, tmp_path / "m.dsgc", x)) == wanted
+    assert sparse_layers(lambda s: dsgc.export_onnx(s, tmp_path / "m.onnx", x)) == wanted
+    assert sparse_layers(lambda s: s.selections(x)) == wanted
+
+
+def test_options_that_no_artifact_can_have(tmp_path: Path) -> None:
+    sparse = make_sparse(Small())
+    x = torch.randn(2, *IMAGE)
+    for wrong in (None, 1, "no", np.True_):
+        with pytest.raises(dsgc.ConfigError, match="dynamic_batch must be True or False"):
+            dsgc.export(sparse, tmp_path / "m.dsgc", x, dynamic_batch=cast(Any, wrong))
+    with pytest.raises(dsgc.ConfigError, match="no sample"):
+        dsgc.export(sparse, tmp_path / "m.dsgc", x[:0], dynamic_batch=False)
+    assert list(tmp_path.iterdir()) == []

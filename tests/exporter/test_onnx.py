@@ -140,3 +140,32 @@ def test_torch_export_takes_the_module(backend: str, tmp_path: Path) -> None:
         for size in (4, 7):
             y = torch.randn(size, *IMAGE)
             torch.testing.assert_close(loaded(y), sparse(y))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = Small(), Small()
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.one(a) - self.other(b)  # type: ignore[no-any-return]
+
+
+def test_one_tensor_may_be_the_example_of_two_inputs(tmp_path: Path) -> None:
+    layers = {"re:.*features.[37]": 0.75}
+    config = dsgc.SparsityConfig(rules=layers)
+    sparse = dsgc.compile(TwoInputs(), config=config, backend="reference").eval()
+    x = torch.randn(3, *IMAGE)
+    path = dsgc.export_onnx(sparse, tmp_path / "model.onnx", (x, x))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"a": x.numpy(), "b": (2 * x).numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, sparse(x, 2 * x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_one_sample_or_none_is_an_example(batch: int, tmp_path: Path) -> None:
+    sparse = make_sparse(Small()).eval()
+    x = torch.randn(batch, *IMAGE).contiguous(memory_format=torch.channels_last)
+    path = dsgc.export_onnx(sparse, tmp_path / "model.onnx", x)
+    assert_agrees(sparse, path, torch.randn(4, *IMAGE))

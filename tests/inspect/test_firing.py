@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,3 +85,25 @@ def test_mistakes(tmp_path: Path) -> None:
     save_file({"a": X}, tmp_path / "other")
     with pytest.raises(dsgc.InputError, match="was not written by"):
         load_firings(tmp_path / "other")
+
+
+def test_classes_are_counted_by_layer() -> None:
+    recorder = recorded()
+    for x in (X, X[..., :-2, :-2]):  # maps of another size begin anew
+        recorder.observe(x, labels=LABELS)
+        layer = recorder.layers["first"]
+        winners = float(recorder.sparse.selections(x)["first"].double().mean((0, 2, 3)).sum())
+        seen = layer.counts > 0
+        shares = layer.classes[seen].sum(1) / layer.counts[seen]
+        assert shares.tolist() == pytest.approx([winners] * int(seen.sum()))
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0.9, 0, 0, 0]), torch.zeros(0), [0, 1]])
+def test_labels_that_are_none(labels: Any) -> None:
+    with pytest.raises(dsgc.InputError, match="labels must be 4 numbers"):
+        recorded().observe(X, labels=labels)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot be written"):
+        recorded().save(tmp_path / "none" / "firings")
