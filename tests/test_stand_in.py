@@ -293,7 +293,7 @@ def test_a_container_may_grow_and_shrink(first: bool) -> None:
 
 
 def test_a_container_inside_may_shrink_after_the_first_call() -> None:
-    sparse = called(sparse_net(), True)
+    sparse: Any = called(sparse_net(), True)
     expected = sparse.body[0](X)
     del sparse.body[1:]
     torch.testing.assert_close(sparse.to_dense().body(X), expected)
