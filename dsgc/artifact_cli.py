@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
+import tokenize
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -70,6 +72,8 @@ def errors_in_words() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:
+        raise  # who reads has seen enough: that is no error to tell of
     except ConfigError as error:
         say_error(error)
         raise typer.Exit(2) from error
@@ -135,7 +139,11 @@ def export(
     """Write a trained model as one file that runs without torch and TVM."""
     with errors_in_words():
         import dsgc
+        from dsgc.errors import ConfigError
 
+        to_onnx = out.suffix.lower() == ".onnx"
+        if to_onnx and target is not None:
+            raise ConfigError("an ONNX file runs anywhere: leave --target out", "target")
         base = workload_of(model, sparsity, batch, width, image_size, input_shape, classes, block)
         sparse = dsgc.compile(base.build(), config=base.config())
         inputs, _ = base.data()
@@ -143,7 +151,7 @@ def export(
             load_checkpoint(sparse, checkpoint)
         console = Console(stderr=True)
         with console.status(f"compiling {base.label}"):
-            if out.suffix == ".onnx":
+            if to_onnx:
                 dsgc.export_onnx(sparse, out, inputs, dynamic_batch=not fixed_batch)
             else:
                 dsgc.export(sparse, out, inputs, target=target, dynamic_batch=not fixed_batch)
@@ -164,7 +172,8 @@ def load_checkpoint(sparse: Any, place: Path) -> None:
     except (
         RuntimeError, AttributeError, TypeError, EOFError, pickle.UnpicklingError
     ) as error:  # fmt: skip
-        raise ConfigError(f"{place} does not fit the model: {error}", "checkpoint") from error
+        reason = str(error) or "it is empty, or ends too early"
+        raise ConfigError(f"{place} does not fit the model: {reason}", "checkpoint") from error
 
 
 def run(
@@ -173,7 +182,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="Where to write the result, .npy, or .npz for several.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="By default all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="By default all cores.")
+    ] = None,
 ) -> None:
     """Run an artifact on arrays."""
     with errors_in_words():
@@ -204,10 +215,14 @@ def _array(place: Path) -> Any:
 
     from dsgc_runtime import InputError
 
+    wrong = (ValueError, EOFError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
     try:
-        return np.load(place, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        found = np.load(place, allow_pickle=False)
+    except wrong as error:
         raise InputError(f"{place} is not an .npy file of numbers") from error
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{place} holds several arrays: give an .npy file for every input")
+    return found
 
 
 def bench_artifact(
@@ -218,7 +233,10 @@ def bench_artifact(
         import numpy as np
 
         import dsgc_runtime
+        from dsgc.files import check_place, write_json
 
+        if as_json is not None:
+            check_place(as_json)
         model = dsgc_runtime.load(place)
         rows = []
         counts: list[int | None] = [*threads] or [None]
@@ -232,8 +250,6 @@ def bench_artifact(
             inputs = [generator.standard_normal(shape, np.float32) for shape in shapes]
             rows.append(_timed(model, inputs, batch, count, rounds))
         if as_json is not None:
-            from dsgc.files import write_json
-
             write_json(as_json, rows)
         console = Console()
         for row in rows:

@@ -253,6 +253,8 @@ class Engine:
         traced = trace(self.model, path, call)
         self.untraced.update(traced.untraced)
         if observe is not None:
+            with suppress(InputError):  # a call that fails is told of later, in its place
+                propagate_shapes(traced.graph_module, example, self.model)
             observe("trace", traced.graph_module)
         model, bank = self.model, self.bank  # not through self: graphs must not keep the engine
         context = Context(

@@ -26,9 +26,17 @@ def check_place(path: Path) -> None:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file of a temporary name, then give it the name `path`.
 
+    What a link points to is replaced, not the link; pipes and devices are written to as they are.
+
     Raises:
+        ConfigError: there is no such place.
         OSError: it cannot be written; `path` is as it was.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        write(path)
+        return
+    path = path.resolve()
+    check_place(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(scratch)

@@ -159,7 +159,13 @@ class Workload:
         """Random inputs [batch, ...], images in channels-last order, and labels [batch]."""
         torch.manual_seed(self.seed + 1)
         shape, classes = self._shape_and_classes()
-        inputs = torch.randn(self.batch, *shape)
+        try:
+            inputs = torch.randn(self.batch, *shape)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"a batch of {self.batch} cannot be made: {reason}", "batch"
+            ) from error
         labels = torch.randint(classes, (self.batch,))
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -201,7 +201,8 @@ def _write(
     constants: Mapping[str, Tensor],
     graph: str,
 ) -> None:
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
+    place = place.resolve()  # what a link points to is written, not the link
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".dsgc-") as scratch:
         folder = Path(scratch)
         link(folder / "kernels.so")
         members = {

@@ -58,10 +58,11 @@ def export_onnx(
         inputs = tuple(_plain(x, dynamic_batch) for x in inputs)
         batch = torch.export.Dim("batch")
         shapes = tuple({0: batch} for _ in inputs) if dynamic_batch else None
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
-            file = Path(scratch) / place.name
+        real = place.resolve()  # what a link points to is written, not the link
+        with tempfile.TemporaryDirectory(dir=real.parent, prefix=".dsgc-") as scratch:
+            file = Path(scratch) / real.name
             _write(form, inputs, shapes, functions, file)
-            file.replace(place)
+            file.replace(real)
     return place
 
 

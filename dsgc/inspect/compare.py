@@ -121,6 +121,11 @@ def compare(
     """
     if not isinstance(sparse, SparseModule):
         raise InputError(f"compare takes a compiled model first, not a {type(sparse).__name__}")
+    if isinstance(other, SparseModule):
+        raise InputError(
+            "the other model is compiled as well: compare each with its dense model, such as "
+            "other.to_dense()"
+        )
     args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     sparse._check(args, {})
     sparse._engine.prepare(args, {})
@@ -150,7 +155,12 @@ def _with_dense(
     mine, nodes = _values(sides, "semantic", _site)
     layers = {decision.name for decision in sparse.decisions.values()}
     with eval_mode(dense), _recorded(dense, layers) as right:
-        dense(*args)
+        try:
+            dense(*args)
+        except Exception as error:
+            raise InputError(
+                f"the other model cannot run on these inputs: {type(error).__name__}: {error}"
+            ) from error
     found = [
         _difference(site, nodes[site], value, right[site].reshape(value.shape))
         for site, value in mine.items()

@@ -220,7 +220,11 @@ def unusable_name(target: str) -> str:
     first, *rest = target.split(".")
     taken = hasattr(fx.GraphModule, first) or first in _TAKEN
     wrong = [first] if taken else [n for n in rest if hasattr(nn.Module, n)]
-    wrong += [name for name in (first, *rest) if keyword.iskeyword(name)]
+    wrong += [
+        name
+        for name in (first, *rest)
+        if keyword.iskeyword(name) or not name.isprintable() or set(name) & set("\"'\\")
+    ]
     if not wrong:
         return ""
     return (
