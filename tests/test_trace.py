@@ -284,14 +284,15 @@ def test_names_that_a_graph_cannot_have(name: str) -> None:
             trace(model, path, call)
 
 
-def test_a_name_inside_makes_its_module_a_leaf() -> None:
+@pytest.mark.parametrize("name", ["class", 'a"b', "it's", "two\nlines", "back\\slash"])
+def test_a_name_inside_makes_its_module_a_leaf(name: str) -> None:
     class Keyword(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.parts = nn.ModuleDict({"class": nn.Conv2d(4, 4, 1)})
+            self.parts = nn.ModuleDict({name: nn.Conv2d(4, 4, 1)})
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.parts["class"](x)  # type: ignore[no-any-return]
+            return self.parts[name](x)  # type: ignore[no-any-return]
 
     model = Chain(Keyword())
     result = traced(model, X)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +148,67 @@ def test_doctor_says_how_to_mend_what_is_missing(
     for text in ("apt-get install libgomp1", "apt-get install gcc g++", "export DSGC_CACHE="):
         assert text in done.stdout
     assert "export OMP_NUM_THREADS=" in done.stdout
+
+
+def test_files_that_are_no_arrays_are_named(
+    artifact: tuple[SparseModule, Path], tmp_path: Path
+) -> None:
+    places = [tmp_path / name for name in ("zip.npy", "header.npy", "several.npz")]
+    places[0].write_bytes(b"PK\x03\x04 and nothing like it")
+    places[1].write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((\n    ")
+    np.savez(places[2], np.zeros(3), np.ones(3))
+    for place in places:
+        done = CliRunner().invoke(app, ["run", str(artifact[1]), str(place)], env=WIDE)
+        assert done.exit_code == 1
+        assert place.name in done.stderr
+        assert "an .npy file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "lenet5", "m.onnx", "--target", "avx2"], "leave --target out"),
+        (["export", "lenet5", "m.dsgc", "--batch", "100000000000"], "cannot be made"),
+        (["explain", "lenet5", "--batch", "100000000000"], "cannot be made"),
+        (["run", "m.dsgc", "x.npy", "--threads", "50000"], "1024"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments, env=WIDE)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_goes_where_a_link_points(
+    artifact: tuple[SparseModule, Path], tmp_path: Path
+) -> None:
+    link, page = tmp_path / "link.html", tmp_path / "page.html"
+    link.symlink_to(page)
+    done = CliRunner().invoke(app, ["inspect", str(artifact[1]), "--html", str(link)], env=WIDE)
+    assert done.exit_code == 0, done.output
+    assert link.is_symlink()
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    for wrong in (tmp_path, tmp_path / "none" / "page.html"):
+        command = ["inspect", str(artifact[1]), "--html", str(wrong)]
+        done = CliRunner().invoke(app, command, env=WIDE)
+        assert done.exit_code == 2
+        assert "cannot be written" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(artifact: tuple[SparseModule, Path]) -> None:
+    script = f"dsgc inspect {shlex.quote(str(artifact[1]))} --json | true"
+    bin_folder = str(Path(sys.executable).parent)
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": path},
+        timeout=120,
+    )
+    assert done.stderr == ""

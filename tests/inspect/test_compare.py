@@ -103,3 +103,19 @@ def test_forms_and_mistakes() -> None:
         compare(residual(), "lowered", X)  # type: ignore[arg-type]
     with pytest.raises(dsgc.InputError, match="a compiled model first"):
         compare(Residual(), "semantic", X)  # type: ignore[arg-type]
+
+
+def test_another_compiled_model_is_refused() -> None:
+    sparse = residual()
+    with pytest.raises(dsgc.InputError, match="compiled as well"):
+        compare(sparse, sparse, X)
+    with pytest.raises(dsgc.InputError, match="cannot run on these inputs"):
+        compare(sparse, nn.Linear(3, 4), X)
+
+
+def test_the_graph_as_recorded_has_shapes() -> None:
+    sparse = residual()
+    sparse(X)
+    for name in ("dense", "functionalize"):
+        facts = sparse.graph(name).facts
+        assert all(fact.shape for node, fact in facts.items() if node.op == "call_module")
