@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from dsgc.tracing.blame import is_torch_layer
@@ -63,6 +64,8 @@ class Skeletons:
             return self.peek(path)
         if is_torch_layer(child) and not isinstance(child, (nn.Conv2d, nn.Linear)):
             return child
+        if isinstance(child, torch.jit.ScriptModule):
+            return child  # compiled by torch already, and no class to make another of
         return PartCaller.of(self, child, path)
 
     def call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
