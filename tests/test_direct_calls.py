@@ -84,7 +84,7 @@ def _counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return noting
 
-    monkeypatch.setattr("dsgc.engine.call_directly", counting)
+    monkeypatch.setattr("dsgc.program.call_directly", counting)
     return called
 
 
