@@ -52,6 +52,13 @@ def compile(
     model, config = settled(model, sparsity, config)
     sparse = SparseModule(copy_of(model), config, backend)
     if example_inputs is not None:
+        if not isinstance(example_inputs, (Tensor, tuple, list)):
+            raise ConfigError(
+                "example_inputs must be a tensor or a tuple of positional inputs, not "
+                f"{type(example_inputs).__name__}; if the model takes inputs by name, call the "
+                "compiled module once instead",
+                "example_inputs",
+            )
         single = isinstance(example_inputs, Tensor)
         sparse._prepare((example_inputs,) if single else tuple(example_inputs))
     return sparse

@@ -46,6 +46,7 @@ from dsgc.watch import named_ranges, profiler_is_on
 
 __all__ = ["Engine", "no_sparse_layer"]
 
+_DID_NOT_RUN = "it did not run when the layers were chosen"
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.Linear,
@@ -319,9 +320,17 @@ class Engine:
         """Warn about rules that ask for sparsity where none of the layers named can have it."""
         for rule in self.config.rule_list:
             named = [d for d in self.decisions.values() if rule.matches(d.name)]
-            if rule.sparsity is not None and not any(d.sparse for d in named):
+            if rule.sparsity is None:
+                continue
+            if not any(d.sparse for d in named):
                 reasons = ", ".join(f"{d.site!r}: {d.reason}" for d in named)
                 warn_user(f"rule {rule.text!r} makes no layer sparse; {reasons}")
+            elif missed := ", ".join(repr(d.site) for d in named if d.reason == _DID_NOT_RUN):
+                warn_user(
+                    f"rule {rule.text!r} names {missed}, which did not run when the layers were "
+                    "chosen and stay dense: let the first call run them, or compile that part of "
+                    "the model for itself"
+                )
 
     def _report_nothing_sparse(self) -> None:
         """A model whose layers are just too small runs dense and says so; else it is an error."""
@@ -344,7 +353,7 @@ class Engine:
             if not isinstance(module, _LAYERS) or name in seen:
                 continue
             closed = closed_around(self.model, name)
-            reason = f"it is {closed}" if closed else "it did not run when the layers were chosen"
+            reason = f"it is {closed}" if closed else _DID_NOT_RUN
             for parent, why in self.untraced.items():
                 if parent and f"{name}.".startswith(f"{parent}."):
                     reason = f"it is inside {parent!r}, which stays dense: {why}"

@@ -460,3 +460,19 @@ def test_choosing_layers_changes_no_parametrization() -> None:
     sparse = dsgc.compile(model, config=ALL, example_inputs=X)
     for name, value in before.items():
         assert torch.equal(sparse.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("inputs", [{"x": X}, X.numpy(), "x"])
+def test_examples_that_are_none(inputs: Any) -> None:
+    with pytest.raises(dsgc.ConfigError, match="example_inputs must be a tensor or a tuple"):
+        dsgc.compile(Net(), config=ALL, example_inputs=inputs)
+
+
+def test_layers_that_did_not_run_are_told_of() -> None:
+    class Either(Net):
+        def forward(self, x: Any, other: bool = False) -> Any:
+            x = F.relu(self.normed(x))
+            return self.answer(x) if other else self.head(x.mean((2, 3)))
+
+    with pytest.warns(UserWarning, match="names 'second', which did not run"):
+        dsgc.compile(Either(), config=ALL)(X)
