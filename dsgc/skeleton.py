@@ -99,12 +99,15 @@ class PartCaller:
 
     @staticmethod
     def of(owner: Skeletons, child: nn.Module, path: str) -> nn.Module:
-        """One that stands for `child`."""
+        """One that stands for `child`; or `child` itself, dense, where there can be none."""
         kind = type(child)
         bases: Any = (_CallerOfMany, kind) if hasattr(kind, "__iter__") else (PartCaller, kind)
         # Not in its attributes, which are the child's.
         own = {"_owner": owner, "_path": path, "__module__": kind.__module__}
-        made = types.new_class(kind.__name__, bases, exec_body=lambda names: names.update(own))
+        try:
+            made = types.new_class(kind.__name__, bases, exec_body=lambda names: names.update(own))
+        except Exception:  # a class of the user's may refuse to be derived from
+            return child
         caller: nn.Module = object.__new__(made)
         object.__setattr__(caller, "__dict__", child.__dict__)
         return caller

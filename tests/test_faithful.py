@@ -250,6 +250,19 @@ def test_own_code_freezes_and_counts_on_the_model_itself() -> None:
     assert sparse.body.calls == 2
 
 
+def test_a_class_that_cannot_be_derived_from_stays_dense() -> None:
+    class Registered(nn.Sequential):
+        def __init_subclass__(cls, *, tag: str) -> None:
+            raise AssertionError("only by its author")
+
+    class Outer(OwnCode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Registered(*self.body)
+
+    agree(Outer(), X)
+
+
 # Constants
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from dsgc.codegen.cache import KernelCache, content_key
 from dsgc.codegen.families import Family
 from dsgc.codegen.target import CpuTarget, host_target
+from dsgc.errors import KernelError
 
 __all__ = [
     "build_library",
@@ -60,10 +61,24 @@ def build_library(family: Family, cache: KernelCache, target: CpuTarget | None =
     Raises:
         KernelError: if it cannot be compiled or written.
     """
-    key = kernels_key(family.name, target, family.files)
-    return cache.get(
-        key, lambda path: compile_family(family, target or host_target()).export_library(str(path))
-    )
+
+    def build(path: Path) -> None:
+        made = compile_family(family, target or host_target())
+        _require_linker()
+        made.export_library(str(path))
+
+    return cache.get(kernels_key(family.name, target, family.files), build)
+
+
+def _require_linker() -> None:
+    """TVM, which links with a C++ compiler, does not say so where there is none."""
+    from tvm.support.cc import get_cc
+
+    if get_cc() is None:
+        raise KernelError(
+            "generated kernels are linked by a C++ compiler, and none was found: install g++ "
+            "(Debian: apt-get install g++), or name one in the environment variable CXX"
+        )
 
 
 def build_object(family: Family, cache: KernelCache, target: CpuTarget | None = None) -> Path:
