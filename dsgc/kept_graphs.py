@@ -81,6 +81,8 @@ class Assumptions:
         spread: dict[int, list[Any]] = {}  # many modules may hold one configuration
         for attributes, name, before in self.data:
             value = attributes.get(name)
+            if len(before) == 1 and value is before[0]:
+                continue  # an object that is no data, however much it holds
             if id(value) not in spread:
                 spread[id(value)] = spread_out(value)
             now = spread[id(value)]

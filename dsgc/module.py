@@ -240,14 +240,18 @@ class SparseModule(StandIn):
         Raises:
             The same as `forward`.
         """
-        self._engine.prepare(args, kwargs)  # layers are chosen for the mode that it is in
-        with self.in_eval_mode(), torch.no_grad(), self._bank.hold():
+        with self.in_eval_mode(*args, **kwargs), torch.no_grad(), self._bank.hold():
             self(*args, **kwargs)
             return self._bank.held(self._decisions)
 
     @contextmanager
-    def in_eval_mode(self) -> Iterator[None]:
-        """Within, all is in eval mode; every submodule's own mode comes back afterwards."""
+    def in_eval_mode(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Within, all is in eval mode; every submodule's own mode comes back afterwards.
+
+        Given a call, layers that were not chosen yet are chosen by it, for the mode before.
+        """
+        if args or kwargs:
+            self._engine.prepare(args, kwargs)
         before = [(module, module.training) for module in (self, *self._dense[0].modules())]
         bank = self._bank.training
         self.eval()
@@ -284,7 +288,7 @@ class SparseModule(StandIn):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """`forward`, never compiled by torch."""
         self._check(args, kwargs)
-        if not self._decisions or next(self.parameters()).is_meta:
+        if not self._decisions or self._built is None:
             check_values(self._dense[0])
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise UnsupportedError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dsgc
-
-# Every block wins, so that results are those of the dense model.
-ALL = dsgc.SparsityConfig(sparsity=0.01, rules={"re:.*": 0.01})
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(16, 32, 3, padding=1)
-        self.norm = nn.BatchNorm2d(32)
-        self.second = nn.Conv2d(32, 32, 3, padding=1)
-        self.head = nn.Linear(32, 10)
-        self.place = nn.Parameter(torch.randn(1, 32, 8, 8))
-
-    def features(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.first(x)))
-
-    def answer(self, x: Tensor) -> Any:
-        return self.head(self.second(x).mean((2, 3)))
-
-    def forward(self, x: Tensor) -> Any:
-        return self.answer(self.features(x))
+from tests.every_block import Net, pair
 
 
 class Positions(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(1, 32, 8, 8))
+
     def forward(self, x: Tensor) -> Any:
-        return self.answer(F.relu(self.norm(self.first(x)) + self.place))
+        return self.answer(F.relu(self.normed(x) + self.place))
 
 
 class Mean(Net):
@@ -65,10 +47,6 @@ class SequenceFirst(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = x.reshape(-1, 16, 64).transpose(0, 1)
         return self.narrow(F.relu(self.wide(x))).transpose(0, 1)
-
-
-def pair(model: nn.Module) -> tuple[nn.Module, dsgc.SparseModule]:
-    return copy.deepcopy(model), dsgc.compile(model, config=ALL)
 
 
 def agree(dense: nn.Module, sparse: nn.Module, *inputs: Tensor) -> None:

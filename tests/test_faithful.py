@@ -15,32 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dsgc
+from tests.every_block import ALL, Net, pair
 
-# Every block wins, so that results are those of the dense model.
-ALL = dsgc.SparsityConfig(sparsity=0.01, rules={"re:.*": 0.01})
 X = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(16, 32, 3, padding=1)
-        self.norm = nn.BatchNorm2d(32)
-        self.second = nn.Conv2d(32, 32, 3, padding=1)
-        self.head = nn.Linear(32, 10)
-
-    def normed(self, x: Tensor) -> Tensor:
-        return self.norm(self.first(x))  # type: ignore[no-any-return]
-
-    def answer(self, x: Tensor) -> Any:
-        return self.head(self.second(x).mean((2, 3)))
-
-    def forward(self, x: Any) -> Any:
-        return self.answer(F.relu(self.normed(x)))
-
-
-def pair(model: nn.Module) -> tuple[nn.Module, dsgc.SparseModule]:
-    return copy.deepcopy(model), dsgc.compile(model, config=ALL)
 
 
 def agree(model: nn.Module, *inputs: Tensor) -> dsgc.SparseModule:

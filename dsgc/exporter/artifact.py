@@ -6,8 +6,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def export(
             "example_inputs",
         )
     cpu = named or host_target()
-    with in_eval_mode(module, inputs):
+    with module.in_eval_mode(*inputs):
         graphs, namespace = graphs_of(module, inputs)
         if namespace != "dsgc_cpu":
             module._engine.backend.require_kernels()
@@ -106,14 +105,6 @@ def export(
         text,
     )
     return place
-
-
-@contextmanager
-def in_eval_mode(module: SparseModule, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Within, all is in eval mode; layers that were not chosen yet are for the mode before."""
-    module._engine.prepare(inputs, {})
-    with module.in_eval_mode():
-        yield
 
 
 def checked(sparse: nn.Module, path: str | Path) -> tuple[SparseModule, Path]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsgc.errors import ExportError, MissingPackageError
-from dsgc.exporter.artifact import check_batch, checked, checked_inputs, graphs_of, in_eval_mode
+from dsgc.exporter.artifact import check_batch, checked, checked_inputs, graphs_of
 from dsgc.exporter.onnx_form import DOMAIN, VERSION, onnx_form
 
 __all__ = ["export_onnx"]
@@ -51,7 +51,7 @@ def export_onnx(
     module, place = checked(sparse, path)
     inputs = checked_inputs(example_inputs)
     functions = _functions()
-    with in_eval_mode(module, inputs), torch.no_grad():
+    with module.in_eval_mode(*inputs), torch.no_grad():
         graphs, _ = graphs_of(module, inputs)
         check_batch(graphs, dynamic_batch)
         form = onnx_form(graphs.semantic)

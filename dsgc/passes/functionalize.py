@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from dsgc.passes.context import Context
-from dsgc.passes.patterns import elementwise, module_of, named_in_place
+from dsgc.passes.patterns import changes_its_input, elementwise, module_of
 
 __all__ = ["functionalize"]
 
@@ -48,13 +48,7 @@ def functionalize(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
 def _changes_its_input(node: fx.Node) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    if node.op == "call_module":
-        return bool(getattr(module_of(node), "inplace", False))
-    if named_in_place(node):
-        return True
-    if node.op != "call_function":
-        return False
-    return node.target in _IN_PLACE or bool(node.kwargs.get("inplace", False))
+    return changes_its_input(node, module_of(node), _IN_PLACE)
 
 
 def _views_as_dtype(node: fx.Node) -> bool:

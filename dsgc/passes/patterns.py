@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ __all__ = [
     "addends",
     "argument_nodes",
     "batch_norm",
+    "changes_its_input",
     "elementwise",
     "extra_code",
     "has_hooks",
@@ -27,7 +28,6 @@ __all__ = [
     "is_identity_pool",
     "layer_module",
     "module_of",
-    "named_in_place",
     "pool",
     "remove_dead",
     "runs_code_of",
@@ -244,7 +244,7 @@ def addends(node: fx.Node) -> list[fx.Node]:
     return found if len(found) == 2 and len(shapes) == 1 and shape and len(shape) == 4 else []
 
 
-def named_in_place(node: fx.Node) -> bool:
+def _named_in_place(node: fx.Node) -> bool:
     """Whether a function or method is called as torch calls those that change their input: `add_`,
     but neither `__add__` nor Python's `and_`.
     """
@@ -255,6 +255,16 @@ def named_in_place(node: fx.Node) -> bool:
     else:
         return False
     return name.endswith("_") and not name.endswith("__") and not name.startswith("_")
+
+
+def changes_its_input(node: fx.Node, module: nn.Module | None, operators: Container[Any]) -> bool:
+    """Whether `node`, which calls `module` if it calls one, changes its first argument in place;
+    `operators` are those of Python's that do.
+    """
+    if node.op == "call_module":
+        return bool(getattr(module, "inplace", False))
+    inplace = bool(node.kwargs.get("inplace", False))
+    return _named_in_place(node) or node.target in operators or inplace
 
 
 _FLATTENS: set[Any] = {torch.flatten, torch.reshape, "flatten", "reshape", "view"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from dsgc.passes.patterns import named_in_place
+from dsgc.passes.patterns import changes_its_input
 
 __all__ = ["hidden_write", "name_of", "writes_state"]
 
@@ -22,6 +22,10 @@ _IN_PLACE = frozenset(
      operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem)
 )  # fmt: skip
 
+_NO_TENSORS = frozenset(
+    ("device", "dtype", "is_cuda", "is_leaf", "itemsize", "layout", "names", "ndim",
+     "requires_grad", "shape")
+)  # fmt: skip
 _FRESH = frozenset(
     ("empty", "empty_like", "full", "full_like", "new_empty", "new_full", "new_ones", "new_zeros",
      "ones", "ones_like", "zeros", "zeros_like")
@@ -31,7 +35,7 @@ _FRESH = frozenset(
 def writes_state(node: fx.Node) -> bool:
     """Whether `node` changes a parameter or buffer, or a view of one."""
     written: Any = node.kwargs.get("out")
-    if _in_place(node):
+    if changes_its_input(node, None, _IN_PLACE):
         written = node.args[0] if node.args else node.kwargs.get("input")
     while isinstance(written, fx.Node):
         if written.op == "get_attr":
@@ -41,14 +45,9 @@ def writes_state(node: fx.Node) -> bool:
 
 
 def _keeps_memory(node: fx.Node) -> bool:
-    if node.target is getattr and node.args[1] not in _VIEWS:
-        return False  # a size, or a type
-    return name_of(node) in _VIEWS or _in_place(node)
-
-
-def _in_place(node: fx.Node) -> bool:
-    inplace = node.kwargs.get("inplace") is True
-    return named_in_place(node) or node.target in _IN_PLACE or inplace
+    if node.target is getattr and node.args[1] in _NO_TENSORS:
+        return False
+    return name_of(node) in _VIEWS or changes_its_input(node, None, _IN_PLACE)
 
 
 def name_of(node: fx.Node) -> str:
@@ -66,10 +65,10 @@ def hidden_write(graph: fx.Graph, model: nn.Module) -> fx.Node | None:
     Tensors that were made to be filled are left out, since they stay as they are. Modules that the
     graph calls are those of `model`.
     """
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    nodes: list[fx.Node] = list(graph.nodes)
+    order = {node: i for i, node in enumerate(nodes)}
     base: dict[fx.Node, fx.Node] = {}
     views: dict[fx.Node, list[fx.Node]] = {}
-    nodes: list[fx.Node] = list(graph.nodes)
     for node in nodes:
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         writes = _writes(node, model)
@@ -96,6 +95,5 @@ def _one_value(node: fx.Node, model: nn.Module) -> Iterator[fx.Node]:
 
 
 def _writes(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
-    return _in_place(node) and bool(node.args)
+    called = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return bool(node.args) and changes_its_input(node, called, _IN_PLACE)
