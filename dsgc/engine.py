@@ -36,7 +36,7 @@ from dsgc.passes.propagate_shapes import (
     propagate_shapes,
 )
 from dsgc.program import Program, extents, unlike_first
-from dsgc.seen import SeenCall
+from dsgc.seen import SeenCall, copies_of
 from dsgc.skeleton import Skeletons
 from dsgc.small import small_program
 from dsgc.tracing.call_shape import CallShape
@@ -231,7 +231,7 @@ class Engine:
 
     def _accepts(self, path: str, call: CallShape, tensors: list[Tensor]) -> bool:
         """Whether a part runs by its own code on these inputs."""
-        args, kwargs = call.arguments(tensors)
+        args, kwargs = copies_of(*call.arguments(tensors))
         with eval_mode(self.model), suppress(Exception):
             self.model.get_submodule(path)(*args, **kwargs)
             return True
@@ -283,21 +283,10 @@ class Engine:
         Returns:
             The parts that ran, in order.
         """
-        programs: list[Program] = []
         try:
-            programs.append(self.program("", args, kwargs)[0])
+            programs = [self.program("", args, kwargs)[0]]
         except TraceError as error:
-            self.profiled = programs
-            # Code of the user's own may ask for gradients of what it computes.
-            graded = torch.set_grad_enabled(torch.is_grad_enabled())
-            try:
-                with eval_mode(self.model), graded:
-                    self._begin_own_code("", args, kwargs, str(error))
-            except BaseException:
-                self.programs.clear()  # those of the children were not decided about
-                raise
-            finally:
-                self.profiled = None
+            programs = self._look_around(args, kwargs, str(error))
         programs = list(dict.fromkeys(programs))
         layered = [p for p in programs if any(is_layer(n) for n in p.dense.graph.nodes)]
         for program in programs:
@@ -305,6 +294,37 @@ class Engine:
             run_passes(program.dense, program.context, ANALYSIS, self.observe)
         self._add_unseen()
         return programs
+
+    def _look_around(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str
+    ) -> list[Program]:
+        """The parts that run in a call of a model that has to run by its own code."""
+        # The code may ask for gradients of what it computes; or it may write to what has some,
+        # where it would not in training: a dropout in eval mode hands on what it is given.
+        with_gradients = torch.is_grad_enabled()
+        try:
+            return self._profile(args, kwargs, reason, with_gradients)
+        except Exception:
+            if not with_gradients:
+                raise
+            with suppress(Exception):
+                return self._profile(args, kwargs, reason, False)
+            raise
+
+    def _profile(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str, with_gradients: bool
+    ) -> list[Program]:
+        self.profiled = []
+        try:
+            with eval_mode(self.model), torch.set_grad_enabled(with_gradients):
+                # Code that changes what it is given is going to do so in the call itself.
+                self._begin_own_code("", *copies_of(args, kwargs), reason)
+            return self.profiled
+        except BaseException:
+            self.programs.clear()  # those of the children were not decided about
+            raise
+        finally:
+            self.profiled = None
 
     def settle(self, programs: list[Program]) -> None:
         """Take the decisions as they are: layers stay sparse or dense from now on."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["SeenCall", "has_only_tensors", "leaves_of"]
+__all__ = ["SeenCall", "copies_of", "has_only_tensors", "leaves_of"]
 
 
 def has_only_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -20,6 +20,22 @@ def has_only_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """All that a call is made with, whatever structures it comes in."""
     return list(args) if has_only_tensors(args, kwargs) else pytree.tree_leaves((args, kwargs))
+
+
+def copies_of(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with tensors of its own, for code that may write to them."""
+    copied: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        Tensor, _copy, (args, kwargs)
+    )
+    return copied
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if not tensor.is_leaf:
+        return tensor.clone()
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 class SeenCall:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,3 +38,18 @@ class Net(nn.Module):
 def pair(model: nn.Module) -> tuple[nn.Module, dsgc.SparseModule]:
     """A copy of `model`, and what it is compiled to."""
     return copy.deepcopy(model), dsgc.compile(model, config=ALL)
+
+
+def agree(model: nn.Module, *inputs: Tensor) -> dsgc.SparseModule:
+    """Compiled, it has the results and gradients of `model`, in two calls."""
+    dense, sparse = pair(model)
+    for _ in range(2):
+        expected, found = dense(*inputs), sparse(*inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    expected.sum().backward()
+    found.sum().backward()
+    for one, other in zip(sparse.parameters(), dense.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+    assert any(d.sparse for d in sparse.decisions.values())
+    return sparse

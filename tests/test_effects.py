@@ -201,7 +201,7 @@ CASES = [
     (DrawsPython, "draws random numbers", "random.random"),
     (DrawsItsOwn, "draws random numbers", "dice.random"),
     (DrawsNoise, "draws random numbers", "torch.randn"),
-    (CountsInBuffer, "changes what is in 'body.count'", "self.count += 1"),
+    (CountsInBuffer, "changes a parameter or buffer by '+='", "self.count += 1"),
     (ChangesBuffer, "changes a parameter or buffer by 'mul_'", "mul_"),
     (ChangesViewOfBuffer, "changes a parameter or buffer by 'copy_'", "copy_"),
     (ChangesAllBuffers, "changes the tensor 'body.count'", ""),

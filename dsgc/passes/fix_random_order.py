@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dsgc.passes.context import Context
-from dsgc.passes.patterns import module_of, shape_of
+from dsgc.passes.memory_order import restore_order
+from dsgc.passes.patterns import module_of
 from dsgc.tracing.mode_dropout import ModeDropout
 
 __all__ = ["fix_random_order"]
@@ -22,22 +23,15 @@ _FUNCTIONS: tuple[Any, ...] = (
 
 
 def fix_random_order(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
-    """Make maps contiguous before they meet randomness.
+    """Give maps the order that they have in the dense model before they meet randomness.
 
     Random numbers are drawn in the order of memory, and the graphs work channels-last: the same
     seed would drop other entries than in the dense model.
     """
-    for node in gm.graph.nodes:
+    for node in list(gm.graph.nodes):
+        source = node.args[0] if node.args else None
         random = isinstance(module_of(node), _MODULES) or node.target in _FUNCTIONS
-        source = node.args[0] if random and node.args else None
-        shape = shape_of(source)
-        if shape is None or len(shape) != 4 or not isinstance(source, fx.Node):
-            continue
-        with gm.graph.inserting_before(node):
-            ordered = gm.graph.create_node(
-                "call_method", "contiguous", (source,), name=f"{node.name}_contiguous"
-            )
-        ordered.meta["shape"] = shape
-        node.replace_input_with(source, ordered)
+        if random and isinstance(source, fx.Node):
+            restore_order(gm, source, node)
     gm.recompile()
     return gm

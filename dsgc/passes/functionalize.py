@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import fx
 
 from dsgc.passes.context import Context
-from dsgc.passes.patterns import changes_its_input, elementwise, module_of
+from dsgc.passes.in_place import AUGMENTED, changes_its_input
+from dsgc.passes.patterns import elementwise, module_of
 
 __all__ = ["functionalize"]
-
-_IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 
 
 def functionalize(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
@@ -37,8 +29,8 @@ def functionalize(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
             for user in list(changed.users):
                 if order[user] > order[node]:
                     user.replace_input_with(changed, node)
-        if node.op == "call_function" and node.target in _IN_PLACE:
-            node.target = _IN_PLACE[node.target]
+        if node.op == "call_function" and node.target in AUGMENTED:
+            node.target = AUGMENTED[node.target]
         if node.op == "call_method" and node.target == "view" and not _views_as_dtype(node):
             node.target = "reshape"
     gm.recompile()
@@ -48,7 +40,7 @@ def functionalize(gm: fx.GraphModule, context: Context) -> fx.GraphModule:
 def _changes_its_input(node: fx.Node) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    return changes_its_input(node, module_of(node), _IN_PLACE)
+    return changes_its_input(node, module_of(node))
 
 
 def _views_as_dtype(node: fx.Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,6 @@ __all__ = [
     "addends",
     "argument_nodes",
     "batch_norm",
-    "changes_its_input",
     "elementwise",
     "extra_code",
     "has_hooks",
@@ -242,29 +241,6 @@ def addends(node: fx.Node) -> list[fx.Node]:
     shapes = {shape_of(read) for read in (*found, node)}
     shape = shape_of(node)
     return found if len(found) == 2 and len(shapes) == 1 and shape and len(shape) == 4 else []
-
-
-def _named_in_place(node: fx.Node) -> bool:
-    """Whether a function or method is called as torch calls those that change their input: `add_`,
-    but neither `__add__` nor Python's `and_`.
-    """
-    if node.op == "call_method":
-        name = str(node.target)
-    elif node.op == "call_function" and getattr(node.target, "__module__", "") != "_operator":
-        name = getattr(node.target, "__name__", "")
-    else:
-        return False
-    return name.endswith("_") and not name.endswith("__") and not name.startswith("_")
-
-
-def changes_its_input(node: fx.Node, module: nn.Module | None, operators: Container[Any]) -> bool:
-    """Whether `node`, which calls `module` if it calls one, changes its first argument in place;
-    `operators` are those of Python's that do.
-    """
-    if node.op == "call_module":
-        return bool(getattr(module, "inplace", False))
-    inplace = bool(node.kwargs.get("inplace", False))
-    return _named_in_place(node) or node.target in operators or inplace
 
 
 _FLATTENS: set[Any] = {torch.flatten, torch.reshape, "flatten", "reshape", "view"}

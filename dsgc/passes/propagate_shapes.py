@@ -72,6 +72,14 @@ def _mode_of(inputs: Sequence[torch.Tensor]) -> AbstractContextManager[object]:
     return nullcontext() if fake is None else fake.fake_mode
 
 
+def _spared(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What the user's own code may write to: fake inputs, and copies of real ones."""
+    return [
+        x if isinstance(x, FakeTensor) else x.detach().clone().requires_grad_(x.requires_grad)
+        for x in inputs
+    ]
+
+
 @contextmanager
 def _without_hooks(model: nn.Module) -> Iterator[None]:
     """Call no hooks: they would see fake tensors, and one call more than there is."""
@@ -127,10 +135,10 @@ def propagate_shapes(
             # Any code of the user may fail on fake tensors, or without its hooks.
             hooks = _without_hooks(model) if bare else nullcontext()
             with suppress(Exception), _failing_quietly(), _mode_of(tensors), hooks:
-                return ShapeRecorder(gm).run(*tensors)
+                return ShapeRecorder(gm).run(*_spared(tensors))
         try:
             with _mode_of(inputs):
-                return ShapeRecorder(gm).run(*inputs)
+                return ShapeRecorder(gm).run(*_spared(inputs))
         except Exception as error:
             shapes = ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in inputs)
             raise InputError(

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dsgc.tracing.augmented import Augmented
+
 __all__ = ["StateProxy"]
 
 
-class StateProxy(fx.Proxy):
+class StateProxy(Augmented):
     """Stands for a parameter or buffer while code is recorded.
 
     What it holds is read whenever the graph runs. Its sizes and type are as they are, so that code

@@ -7,20 +7,20 @@ training than in eval mode, or does what a graph does not repeat: see `tracer.py
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import fx, nn
 
 from dsgc.errors import TraceError
 from dsgc.passes.patterns import has_hooks
-from dsgc.tracing.aliases import hidden_write, name_of
+from dsgc.tracing.aliases import HiddenWrite, hidden_write
 from dsgc.tracing.ambient import ordinary
-from dsgc.tracing.blame import explain, is_torch_layer, where
+from dsgc.tracing.blame import explain, is_torch_layer, user_line, where
 from dsgc.tracing.call_shape import CallShape
 from dsgc.tracing.effects import Undone
 from dsgc.tracing.mode_dropout import follow_owner, mode_dropouts
@@ -187,11 +187,15 @@ class _Attempts:
                 raise recorder.culprit
             if effects.effect()[0]:
                 return None
-            if (node := hidden_write(graph, self.model)) is not None:
-                module = recorder.makers.get(node, self.root)
-                reason = "its forward changes a tensor of which another view is read afterwards"
-                raise Culprit(module, f"{reason} {where(module, re.escape(name_of(node)))}")
+            if (found := hidden_write(graph, recorder.modules)) is not None:
+                self._blame_for(found, recorder)
             return _Recording(graph, _constants(self.root, graph), recorder.entered)
+
+    def _blame_for(self, write: HiddenWrite, recorder: Recorder) -> NoReturn:
+        # Whoever writes to an argument of the root would get a copy of it, were it a leaf.
+        at_fault = self.root if write.of_argument else recorder.makers.get(write.node, self.root)
+        place = f"({user_line(write.node)})" if user_line(write.node) else where(at_fault)
+        raise Culprit(at_fault, f"its forward changes {write.changed} {place}")
 
     def _unexplained(self) -> _Recording:
         raise Culprit(self.root, "its forward does not do the same every time")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
 
+from dsgc.passes.in_place import written_as
 from dsgc.passes.patterns import has_hooks
-from dsgc.tracing.aliases import name_of, writes_state
+from dsgc.tracing.aliases import writes_state
 from dsgc.tracing.ambient import Ambient, ambient, opposite
 from dsgc.tracing.blame import is_torch_layer, where
 from dsgc.tracing.call_shape import CallShape
@@ -144,17 +146,17 @@ class Recorder(fx.Tracer):
             self.blame(module, f"{reason} {where(module, str(target))}")
         if self.running and writes_state(node):
             module = self.running[-1][0]
-            reason = f"its forward changes a parameter or buffer by {name_of(node)!r}"
-            self.blame(module, f"{reason} {where(module, name_of(node))}")
+            sign = written_as(node.target)
+            reason = f"its forward changes a parameter or buffer by {sign!r}"
+            self.blame(module, f"{reason} {where(module, re.escape(sign))}")
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return ValueProxy(node, self, self._doubt)
+        return ValueProxy(node, self, self.modules, self._refuse)
 
-    def _doubt(self) -> NoReturn:
+    def _refuse(self, what: str, pattern: str) -> NoReturn:
         module = self.running[-1][0] if self.running else self.root
-        reason = "its forward asks for the type of a value, which a graph does not know"
-        self.blame(module, f"{reason} {where(module, 'isinstance|is_tensor')}")
+        self.blame(module, f"its forward {what} {where(module, pattern)}")
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None

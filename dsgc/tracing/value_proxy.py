@@ -3,54 +3,61 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, fx, nn
 
-from dsgc.passes.patterns import elementwise, is_flatten
-from dsgc.tracing.blame import is_torch_layer
+from dsgc.tracing.augmented import Augmented
+from dsgc.tracing.kinds import is_tensor
 
 __all__ = ["ValueProxy"]
 
-_MAKE_OTHERS = (
-    nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.AdaptiveLogSoftmaxWithLoss,
-)  # fmt: skip
-_OPERATORS = frozenset(
-    ("add", "sub", "mul", "truediv", "matmul", "neg", "pow", "iadd", "isub", "imul", "itruediv")
-)
-_TENSOR_METHODS = frozenset(
-    ("clone", "contiguous", "detach", "expand", "flatten", "float", "mean", "permute", "reshape",
-     "softmax", "squeeze", "sum", "to", "transpose", "unsqueeze", "view")
-)  # fmt: skip
+_OWN = frozenset(("tracer", "node", "_modules", "_refuse"))
 
 
-class ValueProxy(fx.Proxy):
+class ValueProxy(Augmented):
     """Stands for a value while code is recorded.
 
     Args:
         node: what makes it.
         tracer: which records.
-        doubt: called where the user's code asks what the value is and that is not known; leaves.
+        modules: those that a graph may call, by name.
+        refuse: called with what the user's code does to a value that a graph cannot hold, and a
+            pattern of the line; leaves.
     """
 
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, doubt: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        node: fx.Node,
+        tracer: fx.Tracer,
+        modules: Mapping[str, nn.Module],
+        refuse: Callable[[str, str], NoReturn],
+    ) -> None:
         super().__init__(node, tracer)
-        self._doubt = doubt
+        self._modules = modules
+        self._refuse = refuse
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         """`Tensor` for `isinstance` in the user's code, where the value is one."""
         if not _asked_by_user():
             return ValueProxy
-        return Tensor if _is_tensor(self.node, self.tracer) else self._doubt()
+        if is_tensor(self.node, self._modules):
+            return Tensor
+        what = "asks for the type of a value, which a graph does not know"
+        return self._refuse(what, "isinstance|is_tensor")
 
     def __getattr__(self, name: str) -> Any:
-        if not hasattr(Tensor, name) and _is_tensor(self.node, self.tracer):
+        if not hasattr(Tensor, name) and is_tensor(self.node, self._modules):
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _OWN:
+            self._refuse(f"sets the attribute {name!r} of a value", rf"\.{name}\b")
+        super().__setattr__(name, value)
 
 
 def _asked_by_user() -> bool:
@@ -63,21 +70,3 @@ def _asked_by_user() -> bool:
 
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
-def _is_tensor(node: fx.Node, tracer: Any) -> bool:
-    """Whether a value is a tensor for certain."""
-    if node.op == "placeholder":
-        return True
-    if node.op == "call_module":
-        module = tracer.modules[node.target]
-        others = isinstance(module, _MAKE_OTHERS) or getattr(module, "return_indices", False)
-        return is_torch_layer(module) and not others
-    if node.op == "call_method":
-        return node.target in _TENSOR_METHODS
-    name = getattr(node.target, "__name__", "")
-    operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
-    if getattr(node.target, "__module__", "") == "_operator":
-        return name in _OPERATORS and any(_is_tensor(one, tracer) for one in operands)
-    known = node.target in (torch.flatten, torch.cat, torch.stack) or is_flatten(node)
-    return known or elementwise(node) is not None

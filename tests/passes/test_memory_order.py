@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dsgc
+from tests.every_block import pair
 
 CHANNELS_LAST = torch.channels_last
 
@@ -114,3 +115,46 @@ def test_every_result_of_a_model_is_looked_at(backend: str) -> None:
     for got, wanted in zip(found["maps"], dense["maps"], strict=True):
         assert got.stride() == wanted.stride()
     assert found["rows"].stride() == dense["rows"].stride()
+
+
+# Randomness
+
+
+class Drops(nn.Module):
+    """Random numbers for a map, for tokens made of it, and for a map on its side."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.drop = nn.Dropout(0.5)
+        self.linear = nn.Linear(16, 16)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "input":
+            x = self.drop(x)
+        x = self.conv(x)
+        if self.kind == "map":
+            x = F.dropout(self.drop(x), 0.3, self.training) + torch.rand_like(x)
+        if self.kind == "turned":
+            x = self.drop(x.transpose(2, 3))
+        if self.kind == "tokens":
+            tokens = self.drop(x.flatten(2).transpose(1, 2))
+            x = self.linear(self.drop(F.relu(self.linear(tokens))))
+        else:
+            x = self.conv(x)
+        return x
+
+
+@pytest.mark.parametrize("weights", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize("inputs", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize("kind", ["input", "map", "turned", "tokens"])
+def test_the_same_seed_drops_the_same_entries(
+    kind: str, inputs: torch.memory_format, weights: torch.memory_format
+) -> None:
+    dense, sparse = pair(Drops(kind).to(memory_format=weights))  # type: ignore[call-overload]
+    x = torch.randn(3, 16, 6, 8).contiguous(memory_format=inputs)
+    torch.manual_seed(0)
+    expected = dense(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(sparse(x), expected, rtol=1e-4, atol=1e-5)
