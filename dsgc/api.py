@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dsgc.acceptable import check_model, check_rules, unwrapped
 from dsgc.config import SparsityConfig
 from dsgc.errors import ConfigError
+from dsgc.example_inputs import positional
 from dsgc.module import SparseModule
 from dsgc.stand_in import copy_of
 
@@ -40,6 +41,7 @@ def compile(
 
     Raises:
         ConfigError: a setting has an impossible value.
+        InputError: the model does not take `example_inputs`.
         UnknownLayerError: a rule matches no layer, or only layers inside modules of torch whose
             code dsgc does not enter. A layer that turns out to be impossible at the first call
             (grouped, parametrized) stays dense, with a warning if a rule asked for it.
@@ -52,15 +54,7 @@ def compile(
     model, config = settled(model, sparsity, config)
     sparse = SparseModule(copy_of(model), config, backend)
     if example_inputs is not None:
-        if not isinstance(example_inputs, (Tensor, tuple, list)):
-            raise ConfigError(
-                "example_inputs must be a tensor or a tuple of positional inputs, not "
-                f"{type(example_inputs).__name__}; if the model takes inputs by name, call the "
-                "compiled module once instead",
-                "example_inputs",
-            )
-        single = isinstance(example_inputs, Tensor)
-        sparse._prepare((example_inputs,) if single else tuple(example_inputs))
+        sparse._prepare(positional(example_inputs))
     return sparse
 
 

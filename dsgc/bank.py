@@ -164,6 +164,10 @@ class SelectorBank(nn.Module):
             if (now + i) % (interval * selector.rarely) == 0:
                 selector.refresh()
 
+    def withdraw(self) -> None:
+        """The training step that `advance` began was none: its call failed."""
+        self.step.sub_(1)
+
     def follow(self) -> None:
         """Before a call in eval mode: take up a step and weights that were written in place.
 

@@ -21,6 +21,7 @@ from dsgc.artifact_cli import (
     WidthOption,
     bench_artifact,
     doctor,
+    errors_in_words,
     export,
     run,
     say_error,
@@ -90,7 +91,8 @@ def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
     batch_size: Annotated[int, typer.Option(min=2, help="Images of a step.")] = 64,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of both networks; by default all cores.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Threads of both networks; by default all cores."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each network.")] = 15,
@@ -103,8 +105,8 @@ def demo(
     # torch takes seconds to import: --help does without it.
     import torch
 
+    from dsgc.config import SparsityConfig
     from dsgc.demo import DemoOptions
-    from dsgc.errors import DsgcError
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -116,11 +118,9 @@ def demo(
         backend=backend.value,
         rounds=rounds,
     )
-    try:
+    with errors_in_words():
+        SparsityConfig(sparsity)  # before anything is drawn
         result = _run_with_progress(options, Console(stderr=True, quiet=as_json))
-    except DsgcError as error:
-        say_error(error)
-        raise typer.Exit(1) from error
     if as_json:
         typer.echo(json.dumps(result.as_dict(), indent=2))
     else:
@@ -166,7 +166,7 @@ def bench(
     ] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Of all sides; repeatable. By default all cores."),
+        typer.Option(min=1, max=1024, help="Of all sides; repeatable. By default all cores."),
     ] = None,
     mode: Annotated[Mode, typer.Option(help="Training steps, inference, or both.")] = Mode.train,
     compiled: Annotated[bool, typer.Option(help="Measure torch.compile too.")] = True,

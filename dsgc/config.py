@@ -147,6 +147,8 @@ class Rule:
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, (str, re.Pattern)):
             raise _bad("rule pattern", self.pattern, "a module name or a regular expression")
+        if isinstance(self.pattern, re.Pattern) and not isinstance(self.pattern.pattern, str):
+            raise _bad("rule pattern", self.pattern, "a regular expression of text, not of bytes")
         if isinstance(self.pattern, str) and self.pattern.startswith("re:"):
             try:
                 re.compile(self.pattern[3:])

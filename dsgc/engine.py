@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from dsgc.config import SparsityConfig
 from dsgc.errors import InputError, NothingToSparsifyError, TraceError
 from dsgc.inference import Inference
 from dsgc.kept_graphs import Assumptions, Gate, KeptGraphs
+from dsgc.nothing_sparse import DID_NOT_RUN, no_sparse_layer, warn_of_idle_rules
 from dsgc.observed import is_observed
+from dsgc.ops.first_derivative import refuse_forward_mode
 from dsgc.passes.choose_layers import is_layer
 from dsgc.passes.context import Context, LayerDecision
 from dsgc.passes.pipeline import (
@@ -44,9 +46,8 @@ from dsgc.tracing.trace import trace
 from dsgc.warn_user import warn_user
 from dsgc.watch import named_ranges, profiler_is_on
 
-__all__ = ["Engine", "no_sparse_layer"]
+__all__ = ["Engine"]
 
-_DID_NOT_RUN = "it did not run when the layers were chosen"
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.Linear,
@@ -105,15 +106,25 @@ class Engine:
         the first call, which leaves one to look at, the model runs as it is, and as a program where
         most of its time would be spent between its layers.
         """
-        self.seen = SeenCall(args, kwargs)
         never = not any(decision.sparse for decision in self.decisions.values())
-        with self.gate.running():
+        with self.gate.running(), self._kept_if_it_fails():
+            self.seen = SeenCall(args, kwargs)
             if self.last is None or self.profiled is not None or not (never or self.bank.dense_now):
                 return self.call_part("", args, kwargs)
             found = small_program(self, args, kwargs) if never else None
             if found is None:
                 return self.model(*args, **kwargs)
             return self.inference.run(found, list(args))
+
+    @contextmanager
+    def _kept_if_it_fails(self) -> Iterator[None]:
+        """A call that fails leaves what is known of the last one that did not."""
+        before = self.seen, self.own_code
+        try:
+            yield
+        except BaseException:
+            self.seen, self.own_code = before
+            raise
 
     def call_part(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the submodule `path`: as a graph, or by its own code around graphs."""
@@ -183,6 +194,7 @@ class Engine:
             if found is not None:
                 return self.inference.run(found, tensors)
         if profiler_is_on() or is_observed() or not self.backend.is_ordinary(tensors):
+            refuse_forward_mode(tensors, self.model)
             return _run(graph, tensors)
         return program.direct(namespace)(*tensors)
 
@@ -272,7 +284,7 @@ class Engine:
     def _decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Choose the layers of the whole model and make their selectors."""
         programs = self.look(args, kwargs)
-        self._report_idle_rules()
+        warn_of_idle_rules(self.config, self.decisions.values())
         if not any(d.sparse for d in self.decisions.values()):
             self._report_nothing_sparse()
         self.settle(programs)
@@ -336,22 +348,6 @@ class Engine:
                     program.context.make_selector(decision)
         self.bank.settle(self.model)
 
-    def _report_idle_rules(self) -> None:
-        """Warn about rules that ask for sparsity where none of the layers named can have it."""
-        for rule in self.config.rule_list:
-            named = [d for d in self.decisions.values() if rule.matches(d.name)]
-            if rule.sparsity is None:
-                continue
-            if not any(d.sparse for d in named):
-                reasons = ", ".join(f"{d.site!r}: {d.reason}" for d in named)
-                warn_user(f"rule {rule.text!r} makes no layer sparse; {reasons}")
-            elif missed := ", ".join(repr(d.site) for d in named if d.reason == _DID_NOT_RUN):
-                warn_user(
-                    f"rule {rule.text!r} names {missed}, which did not run when the layers were "
-                    "chosen and stay dense: let the first call run them, or compile that part of "
-                    "the model for itself"
-                )
-
     def _report_nothing_sparse(self) -> None:
         """A model whose layers are just too small runs dense and says so; else it is an error."""
         reasons = {site: d.reason for site, d in self.decisions.items()}
@@ -373,7 +369,7 @@ class Engine:
             if not isinstance(module, _LAYERS) or name in seen:
                 continue
             closed = closed_around(self.model, name)
-            reason = f"it is {closed}" if closed else _DID_NOT_RUN
+            reason = f"it is {closed}" if closed else DID_NOT_RUN
             for parent, why in self.untraced.items():
                 if parent and f"{name}.".startswith(f"{parent}."):
                     reason = f"it is inside {parent!r}, which stays dense: {why}"
@@ -390,13 +386,3 @@ def _there(method: Callable[..., Any] | None) -> Callable[..., Any]:
 def _run(graph: fx.GraphModule, tensors: list[Tensor]) -> Any:
     run: Callable[..., Any] = named_ranges(graph).run if profiler_is_on() else graph
     return run(*tensors)
-
-
-def no_sparse_layer(reasons: dict[str, str]) -> str:
-    """What is said where no layer is sparse, with the reason for each."""
-    lines = [f"  {site or 'the model'}: {reason}" for site, reason in reasons.items()]
-    listed = "\n".join(lines) if lines else "  the model has no convolution and no linear layer"
-    return (
-        "No layer was made sparse; a rule with a sparsity of its own makes a layer that can be "
-        f"sparse, whatever it costs. Reasons:\n{listed}"
-    )

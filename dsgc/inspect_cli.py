@@ -56,6 +56,7 @@ def explain(
     with errors_in_words():
         import dsgc
 
+        _refuse({"--markdown": markdown, "--json": as_json}, "each is a form of its own")
         work = workload_of(model, sparsity, batch, width, image_size, input_shape, classes, block)
         found = dsgc.explain(work.build(), config=work.config(), example_inputs=work.data()[0])
         _print(found, markdown, as_json)
@@ -97,11 +98,23 @@ def inspect(
     For an artifact only --html, --graph lowered and --json count.
     """
     with errors_in_words():
+        _refuse({"--graph": graph, "--json": as_json}, "a graph is printed as text")
+        if html is None:
+            _refuse({"--graph": graph, "--measure": measure}, "a graph is printed alone")
         if what.endswith(".dsgc"):
             _inspect_artifact(Path(what), html, graph, as_json)
             return
         work = workload_of(what, sparsity, batch, width, image_size, input_shape, classes, block)
         _inspect_model(work, html, graph, measure, firings, checkpoint, as_json)
+
+
+def _refuse(options: dict[str, object], why: str) -> None:
+    """Two options of which one would be passed over."""
+    from dsgc.errors import ConfigError
+
+    if all(options.values()):
+        first, second = options
+        raise ConfigError(f"{first} and {second} do not go together: {why}", first)
 
 
 def _inspect_model(

@@ -202,7 +202,7 @@ class SparseModule(StandIn):
         """
         from dsgc.inspect.report import report
 
-        if rounds < 1:
+        if type(rounds) is not int or rounds < 1:
             raise InputError(f"rounds={rounds} is not possible: at least 1")
         args, kwargs = self._given_or_seen(args, kwargs)
         return report(self, args, kwargs, rounds=rounds, progress=progress)
@@ -298,12 +298,16 @@ class SparseModule(StandIn):
             )
         engine = self._engine
         engine.prepare(args, kwargs)
-        if self.training:
-            refuse_recomputation("the sparse module")
-            self._bank.advance()
-        else:
+        if not self.training:
             self._bank.follow()
-        return engine.run(args, kwargs)
+            return engine.run(args, kwargs)
+        refuse_recomputation("the sparse module")
+        self._bank.advance()
+        try:
+            return engine.run(args, kwargs)
+        except BaseException:
+            self._bank.withdraw()
+            raise
 
     def _prepare(self, args: tuple[Any, ...]) -> None:
         """Build everything for these inputs without running the model."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import dsgc
-from dsgc import errors
+from dsgc import errors, zoo
 
 
 @pytest.mark.parametrize("name", [n for n in errors.__all__ if n != "DsgcError"])
@@ -67,3 +70,54 @@ def test_a_model_too_small_to_gain_runs_dense_and_says_why() -> None:
         sparse = dsgc.compile(model, 0.8, example_inputs=x)
     torch.testing.assert_close(sparse(x), model(x))
     assert not any(decision.sparse for decision in sparse.decisions.values())
+
+
+X = torch.randn(2, 16, 8, 8)
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3))
+
+
+@pytest.mark.parametrize("inputs", [None, 3, {"x": X}, X.numpy()])
+def test_inputs_that_are_no_positional_ones(inputs: Any) -> None:
+    sparse = dsgc.compile(small(), config=dsgc.SparsityConfig(rules={"re:.*": 0.5}))
+    calls: list[Callable[[], object]] = [
+        lambda: dsgc.explain(small(), example_inputs=inputs),
+        lambda: dsgc.group_neurons(small(), example_inputs=inputs),
+        lambda: dsgc.compare(sparse, small(), inputs),
+    ]
+    for call in calls:
+        with pytest.raises(dsgc.ConfigError, match="must be a tensor or a tuple"):
+            call()
+
+
+def test_neurons_are_not_grouped_by_nothing() -> None:
+    with pytest.raises(dsgc.InputError, match="real samples"):
+        dsgc.group_neurons(small(), example_inputs=X[:0])
+    with pytest.raises(dsgc.ConfigError, match="optimizer must be"):
+        dsgc.group_neurons(small(), example_inputs=X, optimizer="sgd")  # type: ignore[arg-type]
+
+
+def test_a_recorder_needs_a_compiled_model_and_names() -> None:
+    sparse = dsgc.compile(small(), config=dsgc.SparsityConfig(rules={"re:.*": 0.5}))
+    with pytest.raises(dsgc.InputError, match="compiled model"):
+        dsgc.FiringRecorder(small())  # type: ignore[arg-type]
+    with pytest.raises(dsgc.InputError, match="names"):
+        dsgc.FiringRecorder(sparse, "ab")
+
+
+def test_rules_of_bytes_and_rounds_that_are_no_numbers() -> None:
+    with pytest.raises(dsgc.ConfigError, match="not of bytes"):
+        dsgc.Rule(re.compile(b"a"), sparsity=0.5)  # type: ignore[arg-type]
+    sparse = dsgc.compile(small(), config=dsgc.SparsityConfig(rules={"re:.*": 0.5}))
+    for rounds in ("3", True, 0):
+        with pytest.raises(dsgc.InputError, match="rounds"):
+            sparse.report(X, rounds=rounds)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["classes", "in_channels", "image_size"])
+@pytest.mark.parametrize("value", [0, -5, 2.5, True])
+def test_networks_of_impossible_sizes(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be a whole number"):
+        zoo.build("vgg8", **{option: value})

@@ -357,6 +357,24 @@ def test_calls_of_one_kind_decide_for_that_kind_alone() -> None:
     assert sparse.graph("lowered") is not None
 
 
+@pytest.mark.parametrize("call", [lambda s: s(X, X), lambda s: s(X[:, :3]), lambda s: s(x=1)])
+def test_a_failed_call_is_no_step_and_not_the_last_call(call: Any) -> None:
+    model = Net()
+    config = dsgc.SparsityConfig(0.5, rules={"re:.*": 0.5}, schedule="linear", warmup_steps=4)
+    sparse = dsgc.compile(model, config=config)
+    sparse(X)
+    graph = str(sparse.graph("lowered"))
+    for _ in range(3):
+        with pytest.raises((TypeError, RuntimeError)):
+            call(sparse)
+    assert int(sparse.dsgc_selectors.step) == 1
+    assert str(sparse.graph("lowered")) == graph
+    assert sparse.untraced == {}
+    sparse(X)
+    assert int(sparse.dsgc_selectors.step) == 2
+    assert sparse._given_or_seen((), {}) == ((X,), {})
+
+
 # What is refused
 
 

@@ -554,8 +554,13 @@ def test_without_its_kernels_the_graph_runs(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_forward_derivatives_are_refused_as_ever() -> None:
     sparse = trained()
-    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(dsgc.UnsupportedError):
-        sparse(forward_ad.make_dual(X, torch.ones_like(X)))  # type: ignore[no-untyped-call]
+    for gradients in (False, True):
+        with (
+            torch.set_grad_enabled(gradients),
+            forward_ad.dual_level(),
+            pytest.raises(dsgc.UnsupportedError, match="forward mode"),
+        ):
+            sparse(forward_ad.make_dual(X, torch.ones_like(X)))  # type: ignore[no-untyped-call]
 
 
 def test_hooks_of_all_modules_run() -> None:

@@ -11,12 +11,14 @@ from torch import Tensor, fx, nn
 
 from dsgc.api import settled
 from dsgc.config import SparsityConfig
-from dsgc.engine import Engine, no_sparse_layer
-from dsgc.errors import InputError, NothingToSparsifyError
+from dsgc.engine import Engine
+from dsgc.errors import ConfigError, InputError, NothingToSparsifyError
+from dsgc.example_inputs import positional
 from dsgc.grouping.channels import Channels, Space, read_channels
 from dsgc.grouping.cluster import cluster, kept_share
 from dsgc.inspect.tables import Column, LayerTable, Tabular
 from dsgc.module import SparseModule
+from dsgc.nothing_sparse import no_sparse_layer
 from dsgc.ops.layout import ceil_div
 from dsgc.passes.balance_winners import balance_winners
 from dsgc.passes.patterns import batch_norm, elementwise
@@ -122,9 +124,14 @@ def group_neurons(
     """
     if isinstance(model, SparseModule):
         raise InputError("group_neurons takes the dense model: reorder it, then compile it")
-    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not any(isinstance(one, Tensor) for one in args):
-        raise InputError("example_inputs must hold a tensor: real samples of the data")
+    args = positional(example_inputs)
+    if not any(isinstance(one, Tensor) and one.numel() > 0 for one in args):
+        raise InputError("example_inputs must hold a tensor with real samples of the data")
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f"optimizer must be one of torch.optim, not {optimizer!r}: its state is reordered",
+            "optimizer",
+        )
     dense, config = settled(model, sparsity, config)
     look = _Look(dense, replace(config, schedule="constant", warmup_steps=0), args)
     channels = read_channels(dense, (program.dense.graph for program in look.programs))

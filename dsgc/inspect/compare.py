@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from dsgc.errors import InputError
+from dsgc.example_inputs import positional
 from dsgc.inspect.sides import Side, Sides
 from dsgc.inspect.tables import Column, LayerTable, Tabular
 from dsgc.module import SparseModule
@@ -126,7 +127,7 @@ def compare(
             "the other model is compiled as well: compare each with its dense model, such as "
             "other.to_dense()"
         )
-    args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    args = positional(inputs, "inputs")
     sparse._check(args, {})
     sparse._engine.prepare(args, {})
     sides = Sides(sparse, args, {})

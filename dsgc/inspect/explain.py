@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from dsgc.api import settled
 from dsgc.config import SparsityConfig
 from dsgc.engine import Engine
 from dsgc.errors import InputError
+from dsgc.example_inputs import positional
 from dsgc.inspect.advice import advice
 from dsgc.inspect.kept import KeptBytes
 from dsgc.inspect.shadow import shadow_of
@@ -26,6 +28,8 @@ from dsgc.passes.patterns import shape_of
 from dsgc.program import Program
 
 __all__ = ["Explanation", "LayerPlan", "explain"]
+
+_log = logging.getLogger(__name__)
 
 _MANY_LISTED = 6
 _COLUMNS = (
@@ -161,8 +165,7 @@ def explain(
         NothingToSparsifyError: the model has no convolution and no linear layer.
         InputError: the model does not take these inputs.
     """
-    single = isinstance(example_inputs, Tensor)
-    args = (example_inputs,) if single else tuple(example_inputs)
+    args = positional(example_inputs)
     if not any(isinstance(one, Tensor) for one in args):
         raise InputError("example_inputs must hold a tensor: its shape decides what pays")
     dense, whole = settled(model, sparsity, config)
@@ -171,7 +174,8 @@ def explain(
     try:
         with shadow.running():
             found = _Plan(shadow.model, final, shadow.args)
-    except Exception:  # code of the user that looks at data, which fake tensors do not have
+    except Exception as error:  # code of the user that looks at data, which fake tensors lack
+        _log.info("explain: shapes alone do not do, the model runs: %s", error)
         if any(p.device.type == "meta" for p in dense.parameters()):
             raise
         mirror = copy.deepcopy(dense, {id(p): p for p in dense.parameters()})

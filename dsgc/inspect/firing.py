@@ -46,8 +46,8 @@ class LayerFirings:
 class FiringRecorder:
     """Collects the selections of a compiled model, for the pictures of its inspection page.
 
-    ``recorder.observe(images, labels)`` whenever it should look: after every epoch, on the same
-    batch, shows how the use of blocks changes. Observing runs the model once in eval mode and
+    ``recorder.observe(images, labels=labels)`` whenever it should look: after every epoch, on the
+    same batch, shows how the use of blocks changes. Observing runs the model once in eval mode and
     changes nothing.
 
     Args:
@@ -59,17 +59,21 @@ class FiringRecorder:
     """
 
     def __init__(self, sparse: SparseModule, classes: Sequence[str] = ()) -> None:
+        # Not by its class: importing that here would be a circle.
+        if not callable(getattr(sparse, "selections", None)):
+            raise InputError(f"a compiled model has selections, not a {type(sparse).__name__}")
+        if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+            raise InputError(f"classes must be a sequence of names, not {classes!r}")
         self.sparse = sparse
         self.classes = tuple(classes)
         self.layers: dict[str, LayerFirings] = {}
 
     def observe(self, *inputs: Any, labels: Tensor | None = None) -> None:
-        """Look at the selections for a batch.
+        """Look at the selections for a batch; layers whose maps have another size begin anew.
 
         Args:
             inputs: of the model.
-            labels: int64 [N], the classes of the samples. A layer whose maps have another size than
-                before begins anew.
+            labels: int64 [N], the classes of the samples.
 
         Raises:
             InputError: labels without names of classes, beyond them, or not one a sample.

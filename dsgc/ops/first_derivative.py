@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from dsgc.errors import UnsupportedError
 
-__all__ = ["first_derivative_only", "without_forward_mode"]
+__all__ = ["first_derivative_only", "refuse_forward_mode", "without_forward_mode"]
 
 _INSTEAD = (
     "dsgc: packed operators have first derivatives only, by backward; compile with "
@@ -68,11 +68,23 @@ def without_forward_mode(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(kernel, assigned=())
     def checked(*arguments: Any) -> Any:
-        if forward_ad._current_level >= 0 and any(map(_has_tangent, arguments)):
-            raise UnsupportedError(_INSTEAD.format(what="those of forward mode"))
+        _refuse_tangents(arguments)
         return kernel(*arguments)
 
     return checked
+
+
+def refuse_forward_mode(inputs: Sequence[Tensor], model: nn.Module) -> None:
+    """Raise UnsupportedError for inputs or parameters with a derivative of forward mode: where one
+    of them wants a gradient as well, torch would speak of functions that nobody has written.
+    """
+    if forward_ad._current_level >= 0:
+        _refuse_tangents((*inputs, *model.parameters()))
+
+
+def _refuse_tangents(values: Iterable[object]) -> None:
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, values)):
+        raise UnsupportedError(_INSTEAD.format(what="those of forward mode"))
 
 
 def _has_tangent(value: object) -> bool:

@@ -84,7 +84,8 @@ def build(
         options: passed to the network, such as `relu_first` or `dropout`.
 
     Raises:
-        ValueError: the name is unknown, or `width` is not positive and finite.
+        ValueError: the name is unknown, `width` is not positive and finite, or another number is
+            not a whole one from 1 on.
         TypeError: the network has no such option.
     """
     network = NETWORKS.get(name)
@@ -92,6 +93,10 @@ def build(
         raise ValueError(f"no network is called {name!r}; there are: {', '.join(NAMES)}")
     if not 0 < width < math.inf:
         raise ValueError(f"width must be positive and finite, not {width!r}")
+    counts = {"classes": classes, "in_channels": in_channels, "image_size": image_size}
+    for what, count in counts.items():
+        if count is not None and (type(count) is not int or count < 1):
+            raise ValueError(f"{what} must be a whole number from 1 on, not {count!r}")
     if network.fixed_size:
         options["image_size"] = network.image_size if image_size is None else image_size
     return network.builder(

@@ -37,6 +37,9 @@ def test_mistakes_are_said() -> None:
     assert "there is no graph 'packed'" in invoked("inspect", *SMALL, "--graph", "packed", code=1)
     nowhere = invoked("inspect", *SMALL, "--html", "nowhere/page.html", code=2)
     assert "not a directory" in nowhere
+    for two in (["--graph", "lowered", "--json"], ["--graph", "lowered", "--measure"]):
+        assert "do not go together" in invoked("inspect", *SMALL, *two, code=2)
+    assert "go together" in invoked("explain", *SMALL, "--json", "--markdown", code=2)
     missing = invoked("inspect", *SMALL, "--firings", "nowhere.st", code=1)
     assert "there is no file" in missing
 
