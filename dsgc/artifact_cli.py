@@ -239,6 +239,8 @@ def bench_artifact(
             check_place(as_json)
         model = dsgc_runtime.load(place)
         rows = []
+        if (only := model.inputs[0].shape[0]) is not None:
+            batches = [only]  # it was exported for that
         counts: list[int | None] = [*threads] or [None]
         for count, batch in product(counts, batches):
             model.threads = count

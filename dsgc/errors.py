@@ -38,7 +38,7 @@ class UnknownLayerError(ConfigError):
 
 
 class TraceError(DsgcError):
-    """Neither the model nor any part of it could be turned into a graph."""
+    """There is no single graph of the model, or of a part of it; says which code is not in one."""
 
 
 class NothingToSparsifyError(DsgcError):

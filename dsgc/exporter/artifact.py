@@ -58,7 +58,8 @@ def export(
         The path.
 
     Raises:
-        ConfigError: `sparse` or `target` is not possible.
+        ConfigError: `sparse`, `path`, `example_inputs` or `target` is not possible.
+        InputError: the model does not take these inputs.
         ExportError: the model does something that an artifact cannot hold; says where.
         KernelError: the kernels cannot be compiled.
         OSError: the file cannot be written.

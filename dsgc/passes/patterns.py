@@ -17,7 +17,6 @@ __all__ = [
     "HOOKS",
     "Pool",
     "addends",
-    "argument_nodes",
     "batch_norm",
     "elementwise",
     "extra_code",
@@ -68,11 +67,6 @@ def has_hooks(module: nn.Module) -> bool:
 def shape_of(node: object) -> tuple[int, ...] | None:
     """The shape found by propagate_shapes, None if `node` is no tensor."""
     return node.meta.get("shape") if isinstance(node, fx.Node) else None
-
-
-def argument_nodes(node: fx.Node) -> list[fx.Node]:
-    """The nodes that `node` reads."""
-    return list(node.all_input_nodes)
 
 
 _STEPS = ("forward", "_conv_forward")

@@ -142,8 +142,9 @@ class _Emitter:
         )
         if module is not None and has_hooks(module):
             what += " with hooks"
-        line = user_line(node)
-        where = f" ({line})" if line else ""
+        layer = f"layer {str(node.target)!r}" if module is not None else ""
+        places = ", ".join(filter(None, (layer, user_line(node))))
+        where = f" ({places})" if places else ""
         return unsupported(
             f"node {node.name!r}{where} is a {what}",
             "leave that part outside of the model that you export",

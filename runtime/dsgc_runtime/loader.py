@@ -108,7 +108,8 @@ def load_kernels(library: Path, shim_directory: Path) -> Any:
 
     Args:
         library: a shared object written by dsgc's code generator. It holds native code: load only
-            what you trust. shim_directory: where the compiled OpenMP shim is kept.
+            what you trust.
+        shim_directory: where the compiled OpenMP shim is kept.
 
     Raises:
         RuntimeBuildError: if the OpenMP shim is missing and cannot be built.

@@ -28,7 +28,7 @@ __all__ = ["LayerProfile", "Model", "PortInfo", "load"]
 
 @dataclass(frozen=True)
 class PortInfo:
-    """An input or output: its name, dtype and shape; None in the shape is the batch."""
+    """An input or output: its name, dtype and shape; None in the shape is a batch of any size."""
 
     name: str
     dtype: str
@@ -125,6 +125,8 @@ class Model:
 
         Raises:
             InputError: an input has another shape, dtype or device, or their batches differ.
+            DamagedArtifactError: the program makes tensors that lie outside of their memory, or
+                beyond all bounds, for a batch of this size.
             MemoryError: there is not enough memory for a batch of this size.
         """
         arrays, batch = self._arrays(inputs)
@@ -191,7 +193,8 @@ class Model:
         return arrays, batch
 
     def _info(self, port: Port) -> PortInfo:
-        shape = tuple(extent if isinstance(extent, int) else None for extent in port.view.shape)
+        batch = None if self.manifest.dynamic else self.manifest.example
+        shape = tuple(extent if isinstance(extent, int) else batch for extent in port.view.shape)
         return PortInfo(port.name, port.view.dtype, shape)
 
 
@@ -205,10 +208,8 @@ def _array(value: Any, port: PortInfo) -> NDArray[Any]:
             f"input {port.name!r} is a {type(value).__name__} that numpy cannot read ({error}); "
             "give an array or tensor on the CPU that needs no gradient"
         ) from error
-    wanted = ", ".join("batch" if n is None else str(n) for n in port.shape)
-    fits = array.ndim == len(port.shape) and all(
-        n is None or n == extent for n, extent in zip(port.shape, array.shape, strict=True)
-    )
+    wanted = ", ".join(("batch", *map(str, port.shape[1:])))
+    fits = array.ndim == len(port.shape) and array.shape[1:] == port.shape[1:]
     if array.dtype != np.dtype(port.dtype) or not fits:
         raise InputError(
             f"input {port.name!r} must be {port.dtype} [{wanted}], not {array.dtype} "

@@ -163,6 +163,8 @@ def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
     model = dsgc_runtime.load(path)
     with pytest.raises(dsgc_runtime.InputError, match="batches of 4, not 3"):
         model(x[:3].numpy())
+    assert model.inputs[0].shape == (4, *IMAGE)
+    assert model.outputs[0].shape[0] == 4
 
 
 class WithCumsum(nn.Module):

@@ -159,6 +159,10 @@ def test_a_fixed_batch_is_kept(native: Programs, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x[:3].numpy())
     done = native.run(path, tmp_path / "x.npy", expect=6)
     assert "exported for batches of 4, not 3: export it with dynamic_batch=True" in done.stderr
+    np.save(tmp_path / "x.npy", x[:, :, :-1].numpy())
+    assert "[batch, 3, 12, 12], not" in native.run(path, tmp_path / "x.npy", expect=6).stderr
+    np.save(tmp_path / "x.npy", x.numpy())
+    native.run(path, tmp_path / "x.npy")
 
 
 def test_a_profile_has_every_layer(

@@ -190,7 +190,7 @@ def _data_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Through the convolution and the source's activation; ``geometry`` is the forward one."""
     if _wants_every_channel(libraries, grad, source, weight, target, geometry):
-        rows = _gradient_rows(libraries, grad, source, weight, target, geometry)
+        rows = _gradient_rows(libraries, grad, weight, target, geometry)
         return _from_rows(libraries, rows, source)
     chosen = packed_selection(libraries, source)
     (outputs, inputs), bi, bo = weight.shape[:2], source.x.shape[1], grad.shape[1]
@@ -237,7 +237,6 @@ def _wants_every_channel(
 def _gradient_rows(
     libraries: Libraries,
     grad: Tensor,
-    source: Activation,
     weight: Tensor,
     target: Selection,
     geometry: Geometry,

@@ -33,8 +33,11 @@ std::vector<PortInfo> infos(const detail::Manifest& manifest, const std::vector<
     PortInfo info{port.name, port.view.dtype, {}};
     for (detail::Size extent : port.view.shape) {
       bool fixed = manifest.sizes.is_number(extent);
-      info.shape.push_back(fixed ? std::optional(manifest.sizes.evaluate(extent, {}))
-                                 : std::nullopt);
+      if (fixed) {
+        info.shape.push_back(manifest.sizes.evaluate(extent, {}));
+      } else {
+        info.shape.push_back(manifest.dynamic ? std::nullopt : std::optional(manifest.example));
+      }
     }
     made.push_back(std::move(info));
   }
@@ -52,11 +55,12 @@ void check(const TensorView& given, const PortInfo& port) {
   bool fits = given.dtype == port.dtype && given.shape.size() == port.shape.size();
   for (std::size_t i = 0; fits && i < given.shape.size(); ++i) {
     bool possible = given.shape[i] >= 0 && given.shape[i] < detail::kLimit;
-    fits = possible && given.shape[i] == port.shape[i].value_or(given.shape[i]);
+    // Whether the artifact takes any batch is looked at later.
+    fits = possible && (i == 0 || given.shape[i] == port.shape[i].value_or(given.shape[i]));
   }
   if (fits) return;
-  auto wanted = [](const std::optional<std::int64_t>& extent) {
-    return extent ? std::to_string(*extent) : "batch";
+  auto wanted = [first = true](const std::optional<std::int64_t>& extent) mutable {
+    return std::exchange(first, false) || !extent ? "batch" : std::to_string(*extent);
   };
   auto found = [](std::int64_t extent) { return std::to_string(extent); };
   throw InputError("input '" + port.name + "' must be " + name_of(port.dtype) + " " +

@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #define DSGC_API __attribute__((visibility("default")))
@@ -134,7 +135,7 @@ class DSGC_API Tensor {
   std::unique_ptr<void, void (*)(void*)> memory_;
 };
 
-/// An input or output of a model; no number in the shape is the batch.
+/// An input or output of a model; no number in the shape is a batch of any size.
 struct PortInfo {
   std::string name;
   DType dtype;
@@ -169,7 +170,7 @@ class DSGC_API Model {
   /// `threads` is how many a call runs on; nothing is all that OpenMP gives.
   ///
   /// Throws DamagedArtifact, NewerFormat, WrongMachine, LibraryError; std::system_error if the file
-  /// cannot be read.
+  /// cannot be read; std::invalid_argument for an impossible number of threads.
   explicit Model(const std::string& path, std::optional<int> threads = std::nullopt);
   ~Model();
   Model(Model&&) noexcept;
@@ -187,7 +188,8 @@ class DSGC_API Model {
   /// For calls from now on; nothing is all that OpenMP gives. Throws std::invalid_argument.
   void set_threads(std::optional<int> count);
 
-  /// The outputs for one tensor an input, in the order of `outputs()`; any batch, also 0.
+  /// The outputs for one tensor an input, in the order of `outputs()`; any batch, also 0,
+  /// unless the artifact was exported for one.
   ///
   /// Throws InputError if an input does not fit, KernelError if a kernel gives up, and
   /// DamagedArtifact if the program makes tensors that lie outside of their memory, or beyond all
