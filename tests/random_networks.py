@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,9 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "negative": lambda x: -x,
     "first": lambda x: x[:, :16],
     "half": lambda x: x.chunk(2, 1)[0],
+    "shifted": lambda x: (x + 0.25) / 2.0 - 1.0,
+    "mirrored": lambda x: F.pad(x.flip(3), (1, 1, 0, 0), "reflect"),
+    "larger": lambda x: F.interpolate(x, scale_factor=2.0),
     "every_second": lambda x: x[:, :, ::2, ::2],
     "padded": lambda x: F.pad(x, (1, 0, 2, 1)),
     "turned": lambda x: x.transpose(2, 3),
@@ -40,9 +43,7 @@ SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 # What there are no kernels of outside torch.
-_WITHOUT_KERNEL = {"doubled", "negative", "first", "half", "padded", "turned", "gated", "add",
-                   "minus", "times"}  # fmt: skip
-_WITHOUT_KERNEL_LAYERS = (nn.GroupNorm, nn.PReLU)
+_WITHOUT_KERNEL = (nn.GroupNorm, nn.PReLU)
 
 
 @dataclass
@@ -115,14 +116,10 @@ class RandomNetwork(nn.Module):
         elif kind == "layer":
             self._append("module", (at,), self._layer(shape))
         elif kind == "operation":
-            self._append(self._pick(OPERATIONS), (at,))
+            self._append(self.draw.choice(list(OPERATIONS)), (at,))
         else:
             same = [i for i, other in enumerate(self.shapes) if other == shape]
-            self._append(self._pick(SUMS), (at, self.draw.choice(same)))
-
-    def _pick(self, names: Iterable[str]) -> str:
-        left_out = _WITHOUT_KERNEL if self.plain else set()
-        return self.draw.choice([name for name in names if name not in left_out])
+            self._append(self.draw.choice(list(SUMS)), (at, self.draw.choice(same)))
 
     def _block(self, at: int) -> None:
         """A convolution with what usually follows, and sometimes a residual connection."""
@@ -162,9 +159,7 @@ class RandomNetwork(nn.Module):
             nn.Conv2d(up, up, 3, padding=1, groups=up), nn.MaxPool2d(3, 2, 1),
         )  # fmt: skip
         made = self.draw.choice(several)
-        grouped = isinstance(made, nn.Conv2d) and made.groups > 1
-        refused = self.plain and (grouped or isinstance(made, _WITHOUT_KERNEL_LAYERS))
-        return nn.ReLU() if refused else made
+        return nn.ReLU() if self.plain and isinstance(made, _WITHOUT_KERNEL) else made
 
     def _append(self, name: str, sources: tuple[int, ...], module: nn.Module | None = None) -> None:
         """One more step, unless it does not fit the shapes."""

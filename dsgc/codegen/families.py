@@ -317,12 +317,19 @@ def skipping() -> Family:
 
 @functools.cache
 def elementwise() -> Family:
-    """Functions of single values in programs that run without torch, softmax and concatenation."""
+    """Arithmetic of dense maps in programs that run without torch, softmax and concatenation."""
 
     def functions(target: CpuTarget) -> list[Any]:
         from dsgc.codegen.kernels import elementwise
 
         applied = [elementwise.apply(name) for name in sorted(elementwise.FUNCTIONS)]
-        return [*applied, elementwise.softmax(), elementwise.join()]
+        return [
+            *applied,
+            elementwise.softmax(),
+            elementwise.join(),
+            elementwise.product_rows(),
+            elementwise.sum_rows(),
+            elementwise.filter_rows(),
+        ]
 
     return Family("elementwise", functions)

@@ -25,20 +25,19 @@ from dsgc.passes.patterns import Pool
 from dsgc.programs.program import View
 from dsgc.programs.sizes import BATCH
 from dsgc.programs.values import Rows
-from dsgc.programs.writer import Writer
+from dsgc.programs.writer import Writer, filled
 
 __all__ = [
     "adaptive_average",
     "add",
     "affine",
     "convolution",
+    "depthwise",
     "flatten",
     "linear",
-    "pad_channels",
     "pool",
     "read_input",
     "relu",
-    "take_pixels",
     "write_output",
 ]
 
@@ -124,6 +123,33 @@ def convolution(
     return made
 
 
+def depthwise(
+    writer: Writer,
+    value: Rows,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: tuple[Sequence[int], Sequence[int], Sequence[int]],
+) -> Rows:
+    """A convolution of every channel by itself: `weight` [C, 1, kh, kw]."""
+    x = writer.settle(value)
+    channels, _, *kernel = weight.shape
+    target = conv_output_size(x.size, kernel, *window)
+    geometry = Geometry.forward(x.size[1:], target, kernel, *window)
+    made = writer.rows((channels, target[0], target[1]), width=x.width)
+    taps = F.pad(weight.detach().reshape(channels, -1).T, (0, x.width - channels)).contiguous()
+    writer.program.call(
+        families.elementwise(),
+        "filter_rows",
+        x.view,
+        writer.constant(taps, "weight"),
+        writer.constant(filled(torch.zeros(channels) if bias is None else bias, x.width), "bias"),
+        made.view,
+        writer.table(geometry),
+        geometry.source_area,
+    )
+    return made
+
+
 def linear(writer: Writer, value: Rows, weight: Tensor, bias: Tensor | None) -> Rows:
     """A dense linear layer on a matrix."""
     x = writer.wide(value)
@@ -176,7 +202,7 @@ def _skipping_linear(writer: Writer, x: Rows, weight: Tensor, bias: Tensor | Non
 
 def add(writer: Writer, left: Rows, right: Rows) -> Rows:
     """The sum of two maps of one size."""
-    a, b = writer.settle(left), writer.settle(right)
+    a, b = writer.alike(left, right)
     made = writer.rows(a.size, a.matrix, a.width)
     writer.program.call(families.rows(), "add_rows", a.view, b.view, made.view, -_INFINITY)
     return made
@@ -228,25 +254,4 @@ def _pooled(
         writer.program.constant(table, "table"),
         math.prod(x.size[1:]),
     )
-    return made
-
-
-def pad_channels(writer: Writer, value: Rows, before: int, after: int) -> Rows:
-    """Channels of zeros on both sides."""
-    x = writer.settle(value)
-    channels, height, width = x.size
-    made = writer.rows((before + channels + after, height, width))
-    # Lanes behind the last channel are zeros already: they may be copied along.
-    writer.take(x, made, torch.arange(height * width, dtype=torch.int32), before)
-    return made
-
-
-def take_pixels(writer: Writer, value: Rows, step: tuple[int, int]) -> Rows:
-    """Every so many pixels, from the first on."""
-    x = writer.settle(value)
-    channels, height, width = x.size
-    pixels = torch.arange(height * width, dtype=torch.int32).view(height, width)
-    taken = pixels[:: step[0], :: step[1]]
-    made = writer.rows((channels, *taken.shape), width=x.width)
-    writer.take(x, made, taken.reshape(-1).contiguous(), 0)
     return made

@@ -14,7 +14,7 @@ from dsgc.passes.patterns import module_of
 from dsgc.programs.values import Packed, Rows
 from dsgc.programs.writer import Writer
 
-__all__ = ["Applied", "apply", "apply_packed", "concatenate", "function_of", "softmax"]
+__all__ = ["Applied", "apply", "apply_packed", "concatenation_rule", "function_of", "softmax"]
 
 
 class Applied(NamedTuple):
@@ -108,7 +108,15 @@ def softmax(writer: Writer, value: Rows) -> Rows:
     return made
 
 
-def concatenate(writer: Writer, values: Sequence[Rows]) -> Rows:
+def concatenation_rule(writer: Writer, values: Sequence[Any]) -> Callable[[], Rows] | None:
+    """The rule for values side by side, if all are maps, or matrices, of one size."""
+    rows = [value for value in values if isinstance(value, Rows)]
+    if len(rows) != len(values) or len({(x.size[1:], x.matrix) for x in rows}) != 1:
+        return None
+    return lambda: _concatenate(writer, rows)
+
+
+def _concatenate(writer: Writer, values: Sequence[Rows]) -> Rows:
     """Maps or matrices of one size, their channels behind each other."""
     settled = [writer.settle(value) for value in values]
     first = settled[0]
@@ -119,7 +127,7 @@ def concatenate(writer: Writer, values: Sequence[Rows]) -> Rows:
         if i == 0:
             # The first one also makes the zeros behind the last channel.
             pixels = torch.arange(first.size[1] * first.size[2], dtype=torch.int32)
-            writer.take(x, made, pixels, 0)
+            writer.take(x, made, pixels, x.size[0])
         else:
             writer.program.call(
                 families.elementwise(), "join", x.view, made.view, x.size[0], before

@@ -31,7 +31,9 @@ from dsgc.programs import (
     search_rules,
     sparse_rules,
 )
+from dsgc.programs.arithmetic_rules import arithmetic_rule
 from dsgc.programs.errors import unsupported
+from dsgc.programs.moving_rules import moving_rule
 from dsgc.programs.program import Emitted
 from dsgc.programs.recognise import (
     CONCATENATIONS,
@@ -51,8 +53,6 @@ from dsgc.select import PackedSelection
 from dsgc.tracing.blame import user_line
 
 __all__ = ["emit"]
-
-_ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 
 
 def emit(
@@ -316,6 +316,8 @@ class _Emitter:
             return lambda: x
         if isinstance(module, nn.AdaptiveAvgPool2d):
             return lambda: dense_rules.adaptive_average(self.writer, x, self.pixels(node))
+        if (rule := self.moving_rule(node, x)) is not None:
+            return rule
         plain = isinstance(module, nn.Flatten)
         reshaped = function_rules.reshape_rule(self.writer, x, self.shape(node)) if plain else None
         return reshaped or self.shared_rule(node, x)
@@ -327,20 +329,14 @@ class _Emitter:
             return None
         return lambda: elementwise_rules.apply_packed(self.writer, x, applied)
 
-    def concatenation(self, node: fx.Node) -> Callable[[], Any] | None:
-        values = [self.value(read) for read in joined_along_channels(node)]
-        if not values or not all(isinstance(value, Rows) for value in values):
-            return None
-        sizes = {(value.size[1:], value.matrix) for value in values}
-        if len(sizes) != 1:
-            return None
-        return lambda: elementwise_rules.concatenate(self.writer, values)
-
     def convolution_rule(self, node: fx.Node, conv: nn.Conv2d, x: Rows) -> Callable[[], Any] | None:
         padding = conv_padding(conv)
-        if conv.groups != 1 or conv.padding_mode != "zeros" or padding is None:
+        single = conv.groups == conv.in_channels == conv.out_channels
+        if (conv.groups != 1 and not single) or conv.padding_mode != "zeros" or padding is None:
             return None
         window = (conv.stride, padding, conv.dilation)
+        if conv.groups != 1:
+            return lambda: dense_rules.depthwise(self.writer, x, conv.weight, conv.bias, window)
         return lambda: replace(
             dense_rules.convolution(self.writer, x, conv.weight, conv.bias, window),
             fleeting=is_fleeting(node),
@@ -367,17 +363,16 @@ class _Emitter:
         if node.op == "call_module":
             return None
         if node.target in CONCATENATIONS:
-            return self.concatenation(node)
+            return elementwise_rules.concatenation_rule(
+                self.writer, [self.value(read) for read in joined_along_channels(node)]
+            )
         values = [self.value(read) for read in node.args]
         x = values[0] if values else None
         if isinstance(x, Packed):
             return self.packed_rule(node, x)
+        if (rule := arithmetic_rule(self.writer, node, values)) is not None:
+            return rule
         if not isinstance(x, Rows):
-            return None
-        if node.target in _ADDITIONS and len(values) == 2 and not node.kwargs:
-            other = values[1]
-            if isinstance(other, Rows) and (other.size, other.matrix) == (x.size, x.matrix):
-                return lambda: dense_rules.add(self.writer, x, other)
             return None
         if changes_nothing(node):
             return lambda: x
@@ -388,10 +383,14 @@ class _Emitter:
         return self.moving_rule(node, x) or self.shared_rule(node, x)
 
     def moving_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
+        known = {n: value for n, value in self.values.items() if not self.is_live(value)}
+        if (rule := moving_rule(self.writer, node, x, known)) is not None:
+            return rule
         if not isinstance(self.made[node], Tensor):
             return None
-        arguments = (self.writer, node, x, self.shape(node))
-        return function_rules.layout_rule(*arguments) or function_rules.averaging_rule(*arguments)
+        if node.target in function_rules.RESHAPES:
+            return function_rules.reshape_rule(self.writer, x, self.shape(node))
+        return function_rules.averaging_rule(self.writer, node, x, self.shape(node))
 
     def pixels(self, node: fx.Node) -> tuple[int, int]:
         shape = self.shape(node)

@@ -1,8 +1,7 @@
-"""What functions and methods of the dense model become that move or average values."""
+"""What functions and methods of the dense model become that reshape or average values."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,14 +10,14 @@ import torch.nn.functional as F
 from torch import fx
 
 from dsgc.programs import dense_rules
-from dsgc.programs.recognise import averages_pixels, channel_padding, pixel_steps
+from dsgc.programs.recognise import averages_pixels
 from dsgc.programs.values import Rows
 from dsgc.programs.writer import Writer
 
-__all__ = ["Rule", "averaging_rule", "layout_rule", "reshape_rule"]
+__all__ = ["RESHAPES", "Rule", "averaging_rule", "reshape_rule"]
 
 Rule = Callable[[], Any]
-_RESHAPES: tuple[Any, ...] = (torch.reshape, torch.flatten, "reshape", "view", "flatten")
+RESHAPES: tuple[Any, ...] = (torch.reshape, torch.flatten, "reshape", "view", "flatten")
 
 
 def averaging_rule(writer: Writer, node: fx.Node, x: Rows, made: Sequence[int]) -> Rule | None:
@@ -32,17 +31,6 @@ def averaging_rule(writer: Writer, node: fx.Node, x: Rows, made: Sequence[int]) 
     if len(made) == 4:
         return lambda: dense_rules.adaptive_average(writer, x, (1, 1))
     return lambda: dense_rules.flatten(writer, dense_rules.adaptive_average(writer, x, (1, 1)))
-
-
-def layout_rule(writer: Writer, node: fx.Node, x: Rows, made: Sequence[int]) -> Rule | None:
-    """Functions that move values without computing; `made` is the shape of the result."""
-    if node.target is F.pad and (before := channel_padding(node)) is not None:
-        return lambda: dense_rules.pad_channels(writer, x, *before)
-    if node.target is operator.getitem and (step := pixel_steps(node.args[1])) is not None:
-        return lambda: dense_rules.take_pixels(writer, x, step)
-    if node.target in _RESHAPES:
-        return reshape_rule(writer, x, tuple(made))
-    return None
 
 
 def reshape_rule(writer: Writer, x: Rows, shape: tuple[int, ...]) -> Rule | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,12 +29,10 @@ __all__ = [
     "affine_of",
     "averages_pixels",
     "changes_nothing",
-    "channel_padding",
     "is_fleeting",
     "is_known_module",
     "joined_along_channels",
     "own_operator",
-    "pixel_steps",
     "softmax_dimension",
     "writes_the_batch_out",
 ]
@@ -136,35 +133,6 @@ def averages_pixels(node: fx.Node) -> bool:
     if not isinstance(found, (list, tuple)) or not all(isinstance(one, int) for one in found):
         return False
     return sorted(one % 4 for one in found) == [2, 3]
-
-
-def channel_padding(node: fx.Node) -> tuple[int, int] | None:
-    """The channels that an F.pad adds before and after, if it adds nothing else, and zeros."""
-    arguments: Mapping[str, Any] = {
-        **dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)),
-        **node.kwargs,
-    }
-    pad = tuple(arguments["pad"])
-    if not all(isinstance(one, int) for one in pad):
-        return None
-    plain = arguments.get("mode", "constant") == "constant" and not arguments.get("value")
-    if plain and len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0:
-        return int(pad[4]), int(pad[5])
-    return None
-
-
-def pixel_steps(index: Any) -> tuple[int, int] | None:
-    """Steps of ``x[:, :, ::a, ::b]``; None for any other index."""
-    if not isinstance(index, tuple) or len(index) != 4:
-        return None
-    if not all(isinstance(part, slice) for part in index):
-        return None
-    if any(part.start or part.stop is not None for part in index):
-        return None
-    steps = [1 if part.step is None else part.step for part in index]
-    if not all(isinstance(step, int) and step > 0 for step in steps):
-        return None
-    return (steps[2], steps[3]) if steps[:2] == [1, 1] else None
 
 
 def is_known_module(module: nn.Module) -> bool:

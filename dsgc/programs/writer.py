@@ -66,14 +66,35 @@ class Writer:
             return x
         made = self.rows(x.size, x.matrix, ceil_blocks(x.size[0], DENSE_BLOCK) * DENSE_BLOCK)
         area = x.size[1] * x.size[2]
-        self.take(x, made, torch.arange(area, dtype=torch.int32), 0)
+        self.take(x, made, torch.arange(area, dtype=torch.int32), x.size[0])
         return made
 
-    def take(self, source: Rows, made: Rows, pixels: Tensor, before: int) -> None:
-        """Fill `made` with some pixels of `source`, and its channels behind `before` others."""
+    def alike(self, one: Rows, other: Rows) -> tuple[Rows, Rows]:
+        """Both settled, with rows of one width."""
+        settled = self.settle(one), self.settle(other)
+        if settled[0].width == settled[1].width:
+            return settled
+        return self.wide(one), self.wide(other)
+
+    def take(
+        self,
+        source: Rows,
+        made: Rows,
+        pixels: Tensor,
+        channels: int,
+        skip: int = 0,
+        before: int = 0,
+    ) -> None:
+        """Fill `made` with `channels` of some pixels of `source`, from channel `skip` on, behind
+        `before` channels of zeros; pixel -1 is zero.
+        """
         table = self.program.constant(pixels, "pixels")
         area = source.size[1] * source.size[2]
-        self.program.call(families.rows(), "take_rows", source.view, made.view, table, area, before)
+        self.program.call(
+            families.rows(),
+            "take_rows",
+            *(source.view, made.view, table, area, skip, before, channels),
+        )
 
     def settle(self, rows: Rows) -> Rows:
         """The same map with nothing left to apply, and its row of zeros."""

@@ -112,3 +112,83 @@ def join() -> Any:
                 y[p, before + c] = x[p, c]
 
     return join
+
+
+def product_rows() -> Any:
+    """``y[p] = a[p] * b[p // pixels]``, for positions: ``b`` has a row for so many of ``a``."""
+
+    @T.prim_func(s_tir=True)
+    def product_rows(a_h: T.handle, b_h: T.handle, y_h: T.handle, pixels: T.int64):
+        T.func_attr({"global_symbol": "product_rows", "tirx.noalias": True})
+        rows = T.int64()
+        others = T.int64()
+        width = T.int64()
+        a = T.match_buffer(a_h, (rows, width), "float32", align=4)
+        b = T.match_buffer(b_h, (others, width), "float32", align=4)
+        y = T.match_buffer(y_h, (rows, width), "float32", align=4)
+        for p in T.parallel(rows):
+            for c in T.serial(width):
+                y[p, c] = a[p, c] * b[p // pixels, c]
+
+    return product_rows
+
+
+def sum_rows() -> Any:
+    """``y[p] = a[p] + factor * b[p // pixels]``, as :func:`product_rows`."""
+
+    @T.prim_func(s_tir=True)
+    def sum_rows(a_h: T.handle, b_h: T.handle, y_h: T.handle, pixels: T.int64, factor: T.float32):
+        T.func_attr({"global_symbol": "sum_rows", "tirx.noalias": True})
+        rows = T.int64()
+        others = T.int64()
+        width = T.int64()
+        a = T.match_buffer(a_h, (rows, width), "float32", align=4)
+        b = T.match_buffer(b_h, (others, width), "float32", align=4)
+        y = T.match_buffer(y_h, (rows, width), "float32", align=4)
+        for p in T.parallel(rows):
+            for c in T.serial(width):
+                y[p, c] = a[p, c] + factor * b[p // pixels, c]
+
+    return sum_rows
+
+
+def filter_rows() -> Any:
+    """``y[p, c] = bias[c] + sum of weight[tap, c] * x[table[tap, p], c]``: each channel by itself.
+
+    A sample has ``area`` source pixels; -1 in the table is none.
+    """
+
+    @T.prim_func(s_tir=True)
+    def filter_rows(
+        x_h: T.handle,
+        weight_h: T.handle,
+        bias_h: T.handle,
+        y_h: T.handle,
+        table_h: T.handle,
+        area: T.int64,
+    ):
+        T.func_attr({"global_symbol": "filter_rows", "tirx.noalias": True})
+        source = T.int64()
+        width = T.int64()
+        rows = T.int64()
+        taps = T.int64()
+        pixels = T.int64()
+        x = T.match_buffer(x_h, (source, width), "float32", align=4)
+        weight = T.match_buffer(weight_h, (taps, width), "float32", align=4)
+        bias = T.match_buffer(bias_h, (width,), "float32", align=4)
+        y = T.match_buffer(y_h, (rows, width), "float32", align=4)
+        table = T.match_buffer(table_h, (taps, pixels), "int32", align=4)
+        for p in T.parallel(rows):
+            if p < rows - 1:
+                for c in T.serial(width):
+                    y[p, c] = bias[c]
+                for tap in T.serial(taps):
+                    near: T.let = T.cast(table[tap, p % pixels], "int64")
+                    if near >= 0:
+                        for c in T.serial(width):
+                            y[p, c] = y[p, c] + weight[tap, c] * x[p // pixels * area + near, c]
+            else:
+                for c in T.serial(width):
+                    y[p, c] = T.float32(0)
+
+    return filter_rows

@@ -168,10 +168,20 @@ def pool_rows(mode: str) -> Any:
 
 
 def take_rows() -> Any:
-    """``y[p, before + c] = x[table[p], c]``, zero elsewhere: pixels left out and channels added."""
+    """``y[p, before + c] = x[table[p], skip + c]`` for ``channels`` of them: pixels and channels
+    moved, left out or added. Zero elsewhere, and where the table has -1.
+    """
 
     @T.prim_func(s_tir=True)
-    def take_rows(x_h: T.handle, y_h: T.handle, table_h: T.handle, area: T.int64, before: T.int64):
+    def take_rows(
+        x_h: T.handle,
+        y_h: T.handle,
+        table_h: T.handle,
+        area: T.int64,
+        skip: T.int64,
+        before: T.int64,
+        channels: T.int64,
+    ):
         T.func_attr({"global_symbol": "take_rows", "tirx.noalias": True})
         source = T.int64()
         inner = T.int64()
@@ -185,9 +195,10 @@ def take_rows() -> Any:
             for c in T.serial(width):
                 y[p, c] = T.float32(0)
             if p < rows - 1:
-                near: T.let = p // pixels * area + T.cast(table[p % pixels], "int64")
-                for c in T.serial(T.min(inner, width - before)):
-                    y[p, before + c] = x[near, c]
+                near: T.let = T.cast(table[p % pixels], "int64")
+                if near >= 0:
+                    for c in T.serial(channels):
+                        y[p, before + c] = x[p // pixels * area + near, skip + c]
 
     return take_rows
 
