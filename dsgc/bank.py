@@ -199,6 +199,9 @@ class SelectorBank(nn.Module):
         self.saved.clear()
         modules = dict(model.named_modules())
         self.layers = {site: modules.get(d.name) for site, d in self.decisions.items()}
+        if int(self.step):
+            for selector in self.selectors:
+                selector.step = int(self.step) - 1
         self.share_out()
 
     def forget(self, model: nn.Module) -> None:

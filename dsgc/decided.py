@@ -85,5 +85,8 @@ def fits(decision: LayerDecision, model: nn.Module) -> bool:
         return not decision.sparse
     if isinstance(layer, nn.Linear):
         return (layer.in_features, layer.out_features) == (geometry.window, geometry.out_channels)
-    shape = (geometry.out_channels, geometry.in_channels, *geometry.kernel)
-    return isinstance(layer, nn.Conv2d) and tuple(layer.weight.shape) == shape
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    # Not its weight's: that of a parametrized layer would be computed for that.
+    found = (layer.out_channels, layer.in_channels, *layer.kernel_size)
+    return found == (geometry.out_channels, geometry.in_channels, *geometry.kernel)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsgc.errors import UnsupportedError
+
 __all__ = ["StandIn", "Structure", "copy_of"]
 
 _HOOKS = (
@@ -32,7 +34,31 @@ def copy_of(model: nn.Module) -> nn.Module:
         for name in _HOOKS:
             shared.update({id(hook): hook for hook in module.__dict__[name].values()})
     with torch.inference_mode(False):  # or buffers could not be written outside of that mode
-        return copy.deepcopy(model, shared)
+        try:
+            return copy.deepcopy(model, shared.copy())
+        except Exception:
+            shared.update(_without_copy(model, shared))
+        try:
+            return copy.deepcopy(model, shared)
+        except Exception as error:
+            raise UnsupportedError(
+                f"the model cannot be copied: {type(error).__name__}: {error}; what cannot be "
+                "copied in it must be an attribute of a module, which is shared"
+            ) from error
+
+
+def _without_copy(model: nn.Module, shared: dict[int, Any]) -> dict[int, Any]:
+    """Attributes of which there is no copy, such as locks, open files and scripted functions."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in module.__dict__.items():
+            if name in ("_parameters", "_buffers", "_modules"):
+                continue
+            try:
+                copy.deepcopy(value, shared.copy())
+            except Exception:
+                found[id(value)] = value
+    return found
 
 
 class StandIn(nn.Module):

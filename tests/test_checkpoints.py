@@ -187,3 +187,20 @@ def test_decisions_that_cannot_be_read_are_an_error(text: bytes) -> None:
     state[DECISIONS] = torch.tensor(list(text), dtype=torch.uint8)
     with pytest.raises(dsgc.ConfigError, match="decisions about layers"):
         compiled().load_state_dict(state)
+
+
+def test_random_selections_are_those_of_the_step_that_was_saved() -> None:
+    config = dsgc.SparsityConfig(0.5, rules={"re:.*": 0.5}, selector="random", block=8)
+    x = torch.randn(2, 16, 8, 8)
+
+    def made() -> dsgc.SparseModule:
+        torch.manual_seed(0)
+        conv, other = nn.Conv2d(16, 32, 3), nn.Conv2d(32, 32, 3)
+        return dsgc.compile(nn.Sequential(conv, nn.ReLU(), other), config=config)
+
+    trained, fresh = made(), made()
+    for _ in range(3):
+        trained(x)
+    fresh.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh.eval()(x), trained.eval()(x))

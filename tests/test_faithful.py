@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -45,50 +46,6 @@ class Flat(nn.Module):
 def test_code_outside_graphs_gets_maps_in_their_order() -> None:
     conv = nn.Conv2d(32, 32, 3)
     agree(nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), conv, Flat(), nn.Linear(512, 10)), X)
-
-
-# Questions about values
-
-
-class AsksResult(Net):
-    def forward(self, x: Any) -> Any:
-        out = super().forward(x)
-        return out if isinstance(out, Tensor) else out[0]
-
-
-class AsksInput(Net):
-    def forward(self, x: Any) -> Any:
-        if torch.is_tensor(x) and not hasattr(x, "decompose") and not isinstance(x, (list, dict)):
-            x = x / 4
-        return super().forward(x)
-
-
-class AsksRecurrent(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.recurrent = nn.LSTM(8, 8, batch_first=True)
-
-    def forward(self, x: Any) -> Any:
-        out = self.recurrent(F.relu(self.normed(x)).mean(3))
-        if isinstance(out, tuple):
-            out = out[0]
-        return out.sum((1, 2))
-
-
-class AsksExactly(Net):
-    """The graph would index beyond the end where the code does not."""
-
-    def forward(self, x: Any) -> Any:
-        out = super().forward(x)
-        return out if type(out) is Tensor else out[20]
-
-
-@pytest.mark.parametrize(
-    ("kind", "traced"),
-    [(AsksResult, True), (AsksInput, True), (AsksRecurrent, False), (AsksExactly, False)],
-)
-def test_values_say_what_they_are(kind: type[Net], traced: bool) -> None:
-    assert ("" not in agree(kind(), X).untraced) is traced
 
 
 class Hooks(Net):
@@ -427,6 +384,21 @@ def test_choosing_layers_changes_no_parametrization() -> None:
     sparse = dsgc.compile(model, config=ALL, example_inputs=X)
     for name, value in before.items():
         assert torch.equal(sparse.state_dict()[name], value), name
+
+
+def test_a_parametrization_that_comes_later_runs_as_often_as_in_the_model() -> None:
+    dense, sparse = pair(Net())
+    sparse(X)
+    dense(X)
+    for one in (dense, sparse):
+        torch.manual_seed(0)
+        nn.utils.parametrizations.spectral_norm(one.second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the layer stays dense now
+        sparse(X)
+    dense(X)
+    for name, value in dense.named_buffers():
+        torch.testing.assert_close(sparse.get_buffer(name), value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("inputs", [{"x": X}, X.numpy(), "x"])

@@ -24,7 +24,9 @@ AUGMENTED: dict[Any, Any] = {
     operator.ilshift: operator.lshift,
     operator.irshift: operator.rshift,
 }
-_SIGNS = {
+_AUGMENTED_NAMES = frozenset(target.__name__ for target in AUGMENTED)  # as in `__iadd__`
+_SIGNS: dict[Any, str] = {
+    "__setitem__": "] =",
     operator.iadd: "+=", operator.isub: "-=", operator.imul: "*=", operator.itruediv: "/=",
     operator.ifloordiv: "//=", operator.imod: "%=", operator.ipow: "**=", operator.iand: "&=",
     operator.ior: "|=", operator.ixor: "^=", operator.ilshift: "<<=", operator.irshift: ">>=",
@@ -38,8 +40,8 @@ def written_as(target: Any) -> str:
 
 
 def _named_in_place(node: fx.Node) -> bool:
-    """Whether a function or method is called as torch calls those that change their input: `add_`,
-    but neither `__add__` nor Python's `and_`.
+    """Whether a function or method is called as those that change their input: `add_`, but neither
+    `__add__` nor Python's `and_`; and Python's own methods, such as `__setitem__`.
     """
     if node.op == "call_method":
         name = str(node.target)
@@ -47,6 +49,8 @@ def _named_in_place(node: fx.Node) -> bool:
         name = getattr(node.target, "__name__", "")
     else:
         return False
+    if name == "__setitem__" or f"{name[2:-2]}" in _AUGMENTED_NAMES:
+        return node.op == "call_method"
     return name.endswith("_") and not name.endswith("__") and not name.startswith("_")
 
 

@@ -23,6 +23,7 @@ from dsgc.tracing.ambient import Ambient, ambient, opposite
 from dsgc.tracing.blame import is_torch_layer, where
 from dsgc.tracing.call_shape import CallShape
 from dsgc.tracing.effects import Undone
+from dsgc.tracing.questions import compares_types
 from dsgc.tracing.state_proxy import StateProxy
 from dsgc.tracing.value_proxy import ValueProxy
 
@@ -118,10 +119,16 @@ class Recorder(fx.Tracer):
         def enter(*args: Any, **kwargs: Any) -> Any:
             if has_hooks(m):
                 self.blame(m, "it has hooks, which run with the module's own code only")
+            self._check_questions(m)
             with self._entered(m):
                 return forward(*args, **kwargs)
 
         return super().call_module(m, enter, args, kwargs)
+
+    def _check_questions(self, module: nn.Module) -> None:
+        if asked := compares_types(module):
+            what = "its code compares the type of a value, which a graph does not know"
+            self.blame(module, f"{what} {where(module, re.escape(asked))}")
 
     def create_node(
         self,
@@ -166,6 +173,7 @@ class Recorder(fx.Tracer):
 
         def fn(root: nn.Module, *tensors: Any) -> Any:
             args, kwargs = self.call.arguments(tensors)
+            self._check_questions(root)
             with self._entered(root):
                 result = root_fn(root, *args, **kwargs)
                 kind = _lost_container(result)

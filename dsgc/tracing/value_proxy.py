@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any, NoReturn
 
 from torch import Tensor, fx, nn
 
 from dsgc.tracing.augmented import Augmented
 from dsgc.tracing.kinds import is_tensor
+from dsgc.tracing.questions import Asker, asker
 
 __all__ = ["ValueProxy"]
 
@@ -42,9 +41,10 @@ class ValueProxy(Augmented):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         """`Tensor` for `isinstance` in the user's code, where the value is one."""
-        if not _asked_by_user():
+        who = asker(depth=1)
+        if who == Asker.OTHER:
             return ValueProxy
-        if is_tensor(self.node, self._modules):
+        if who == Asker.USER and is_tensor(self.node, self._modules):
             return Tensor
         what = "asks for the type of a value, which a graph does not know"
         return self._refuse(what, "isinstance|is_tensor")
@@ -58,15 +58,3 @@ class ValueProxy(Augmented):
         if name not in _OWN:
             self._refuse(f"sets the attribute {name!r} of a value", rf"\.{name}\b")
         super().__setattr__(name, value)
-
-
-def _asked_by_user() -> bool:
-    """Whether the question for a class comes from code that is neither torch's nor dsgc's."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and _package(frame) in sys.stdlib_module_names:
-        frame = frame.f_back
-    return frame.f_code.co_name == "is_tensor" or _package(frame) not in ("torch", "dsgc")
-
-
-def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
