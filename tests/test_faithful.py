@@ -392,7 +392,7 @@ def test_a_parametrization_that_comes_later_runs_as_often_as_in_the_model() -> N
     dense(X)
     for one in (dense, sparse):
         torch.manual_seed(0)
-        nn.utils.parametrizations.spectral_norm(one.second)
+        nn.utils.parametrizations.spectral_norm(one.get_submodule("second"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the layer stays dense now
         sparse(X)

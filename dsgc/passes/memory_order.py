@@ -76,8 +76,20 @@ def _deciding(result: fx.Node) -> list[fx.Node | str]:
         weight = None if beyond else _weight_of(node)
         if weight is not None:
             found[weight] = None
-        todo += [(read, beyond or weight is not None) for read in node.all_input_nodes]
+        todo += [(read, beyond or weight is not None) for read in _in_whose_order(node)]
     return list(found)
+
+
+def _in_whose_order(node: fx.Node) -> list[fx.Node]:
+    """What a result takes its order from: of several maps the first one, as torch does. A map of
+    one pixel, such as a gate, is in any order.
+    """
+    maps = [
+        read
+        for read in node.all_input_nodes
+        if is_map(read) and shape_of(read)[2:] != (1, 1)  # type: ignore[index]
+    ]
+    return maps[:1] or node.all_input_nodes
 
 
 def _weight_of(node: fx.Node) -> str | None:

@@ -133,9 +133,13 @@ class Drops(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "input":
             x = self.drop(x)
-        x = self.conv(x)
+        given, x = x, self.conv(x)
         if self.kind == "map":
             x = F.dropout(self.drop(x), 0.3, self.training) + torch.rand_like(x)
+        if self.kind == "gate":
+            x = self.drop(given * torch.sigmoid(x.mean((2, 3), keepdim=True)))
+        if self.kind == "sum":
+            x = self.drop(given + x) - self.drop(x + given)
         if self.kind == "turned":
             x = self.drop(x.transpose(2, 3))
         if self.kind == "tokens":
@@ -148,7 +152,7 @@ class Drops(nn.Module):
 
 @pytest.mark.parametrize("weights", [torch.contiguous_format, CHANNELS_LAST])
 @pytest.mark.parametrize("inputs", [torch.contiguous_format, CHANNELS_LAST])
-@pytest.mark.parametrize("kind", ["input", "map", "turned", "tokens"])
+@pytest.mark.parametrize("kind", ["input", "map", "gate", "sum", "turned", "tokens"])
 def test_the_same_seed_drops_the_same_entries(
     kind: str, inputs: torch.memory_format, weights: torch.memory_format
 ) -> None:
