@@ -80,6 +80,12 @@ class AsksByAnotherName(Net):
         return self.answer(y) if many and y.__class__ is Tensor else y
 
 
+class AsksForGradients(Net):
+    def forward(self, x: Any) -> Any:
+        y = self.normed(x)
+        return self.answer(y) * (2 if y.grad_fn is not None and x.grad is None else 3)
+
+
 class Matches(Net):
     def forward(self, x: Any) -> Any:
         match x:
@@ -91,6 +97,7 @@ class Matches(Net):
 CASES: list[tuple[type[Net], bool]] = [
     (AsksResult, True), (AsksInput, True), (AsksRecurrent, False), (AsksExactly, False),
     (AsksByType, False), (AsksAClass, False), (AsksForLists, True), (Matches, True),
+    (AsksForGradients, False),
 ]  # fmt: skip
 
 

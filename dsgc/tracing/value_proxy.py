@@ -50,6 +50,8 @@ class ValueProxy(Augmented):
         return self._refuse(what, "isinstance|is_tensor")
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("grad", "grad_fn"):
+            self._refuse(f"asks for {name!r} of a value", rf"\.{name}\b")
         if not hasattr(Tensor, name) and is_tensor(self.node, self._modules):
             raise AttributeError(f"'Tensor' object has no attribute {name!r}")
         return super().__getattr__(name)
