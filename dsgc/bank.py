@@ -199,7 +199,8 @@ class SelectorBank(nn.Module):
         self.saved.clear()
         modules = dict(model.named_modules())
         self.layers = {site: modules.get(d.name) for site, d in self.decisions.items()}
-        if int(self.step):
+        # It cannot be read while shapes are propagated, and without values.
+        if type(self.step) is Tensor and not self.step.is_meta and int(self.step):
             for selector in self.selectors:
                 selector.step = int(self.step) - 1
         self.share_out()
