@@ -24,7 +24,7 @@ AUGMENTED: dict[Any, Any] = {
     operator.ilshift: operator.lshift,
     operator.irshift: operator.rshift,
 }
-_AUGMENTED_NAMES = frozenset(target.__name__ for target in AUGMENTED)  # as in `__iadd__`
+_PYTHONS_METHODS = {"__setitem__", *(f"__{target.__name__}__" for target in AUGMENTED)}
 _SIGNS: dict[Any, str] = {
     "__setitem__": "] =",
     operator.iadd: "+=", operator.isub: "-=", operator.imul: "*=", operator.itruediv: "/=",
@@ -49,7 +49,7 @@ def _named_in_place(node: fx.Node) -> bool:
         name = getattr(node.target, "__name__", "")
     else:
         return False
-    if name == "__setitem__" or f"{name[2:-2]}" in _AUGMENTED_NAMES:
+    if name in _PYTHONS_METHODS:
         return node.op == "call_method"
     return name.endswith("_") and not name.endswith("__") and not name.startswith("_")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import enum
 import inspect
 import linecache
 import re
@@ -22,16 +23,16 @@ _COMPARISON = re.compile(
 )
 
 
-class Asker:
-    """Who wants to know the class of a value: the user's code, somebody else, or `UNKNOWN`."""
+class Asker(enum.Enum):
+    """Who wants to know the class of a value: the user's code, other code, or one cannot tell."""
 
-    USER = "user"
-    OTHER = "other"
-    UNKNOWN = "unknown"
+    USER = enum.auto()
+    OTHER = enum.auto()
+    UNKNOWN = enum.auto()
 
 
-def asker(depth: int) -> str:
-    """Who has asked, `depth` frames above the caller of this: one of `Asker`.
+def asker(depth: int) -> Asker:
+    """Who has asked, `depth` frames above the caller of this.
 
     C code has no frame, and asks as well: torch tries the signatures of a function one by one, and
     takes the memory of whatever says that it is a tensor. So the instruction counts at which the
@@ -47,7 +48,7 @@ def asker(depth: int) -> str:
     return Asker.USER if frame is not inner else _by_instruction(frame)
 
 
-def _by_instruction(frame: FrameType) -> str:
+def _by_instruction(frame: FrameType) -> Asker:
     operation = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     if operation in ("MATCH_CLASS", "LOAD_ATTR"):
         return Asker.USER

@@ -42,9 +42,9 @@ class ValueProxy(Augmented):
     def __class__(self) -> type:
         """`Tensor` for `isinstance` in the user's code, where the value is one."""
         who = asker(depth=1)
-        if who == Asker.OTHER:
+        if who is Asker.OTHER:
             return ValueProxy
-        if who == Asker.USER and is_tensor(self.node, self._modules):
+        if who is Asker.USER and is_tensor(self.node, self._modules):
             return Tensor
         what = "asks for the type of a value, which a graph does not know"
         return self._refuse(what, "isinstance|is_tensor")
