@@ -90,6 +90,13 @@ class Handed(Net):
         return self.answer(x)
 
 
+class Ravelled(Net):
+    def forward(self, x: Any) -> Any:
+        x = self.normed(x)
+        x.ravel().add_(1.0)
+        return self.answer(x)
+
+
 class Marked(Net):
     """What a value is given besides its numbers is not in a graph."""
 
@@ -102,6 +109,7 @@ class Marked(Net):
 CASES: list[tuple[type[Net], bool]] = [
     (PartScaled, False), (ViewBefore, False), (Residual, True), (AnotherName, True),
     (PaddedName, True), (Sizes, True), (Halves, False), (Handed, False), (Marked, False),
+    (Ravelled, False),
 ]  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,6 +82,18 @@ class AsksByAnotherName(Net):
         return self.answer(y) if many and y.__class__ is Tensor else y
 
 
+class AsksForMany(Net):
+    def forward(self, x: Any) -> Any:
+        y = self.normed(x)
+        both = all(map(isinstance, [x, y], [Tensor, Tensor])) and partial(isinstance, y)(Tensor)
+        return self.answer(y / np.sqrt(32.0)) * (2 if both else 3)
+
+
+class Scales(Net):
+    def forward(self, x: Any) -> Any:
+        return self.answer(F.leaky_relu(self.normed(x), np.float64(0.2)) / np.sqrt(32.0))
+
+
 class AsksForGradients(Net):
     def forward(self, x: Any) -> Any:
         y = self.normed(x)
@@ -97,7 +111,7 @@ class Matches(Net):
 CASES: list[tuple[type[Net], bool]] = [
     (AsksResult, True), (AsksInput, True), (AsksRecurrent, False), (AsksExactly, False),
     (AsksByType, False), (AsksAClass, False), (AsksForLists, True), (Matches, True),
-    (AsksForGradients, False),
+    (AsksForGradients, False), (AsksForMany, False), (Scales, True),
 ]  # fmt: skip
 
 

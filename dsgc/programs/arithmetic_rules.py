@@ -23,6 +23,7 @@ _SUB: tuple[Any, ...] = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
 _MUL: tuple[Any, ...] = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
 _DIV: tuple[Any, ...] = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
 _NEG: tuple[Any, ...] = (operator.neg, torch.neg, "neg")
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def arithmetic_rule(writer: Writer, node: fx.Node, values: Sequence[Any]) -> Rule | None:
@@ -83,7 +84,9 @@ def _with_constant(writer: Writer, target: Any, x: Rows, y: Any, alpha: float) -
         return _scaled(writer, x, 1.0, -alpha * constant)
     if target in _MUL:
         return _scaled(writer, x, constant, 0.0)
-    return _scaled(writer, x, 1.0 / constant, 0.0) if target in _DIV else None
+    if target not in _DIV or bool((constant.abs() < _SMALLEST).any()):
+        return None
+    return _scaled(writer, x, 1.0 / constant, 0.0)
 
 
 def _from_constant(writer: Writer, target: Any, x: Any, y: Any, alpha: float) -> Rule | None:
@@ -102,7 +105,7 @@ def _by_channel(value: Any, x: Rows) -> Tensor | None:
     """A number, or a parameter with a value a channel, as [C]; None for anything else."""
     channels = x.size[0]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return torch.full((channels,), float(value))
+        return torch.full((channels,), float(value)) if abs(value) <= _LARGEST else None
     if not isinstance(value, Tensor) or value.dtype != torch.float32:
         return None
     shape = (1, channels) if x.matrix else (1, channels, 1, 1)

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from dsgc.passes.patterns import layer_module
 from dsgc.programs.values import Rows, row_width
 from dsgc.programs.writer import Writer
+from dsgc.tracing.kinds import name_of
 
 __all__ = ["moving_rule"]
 
@@ -54,7 +55,9 @@ def moving_rule(
     if module is None and node.target not in _FUNCTIONS:
         return None
     first, *others = node.args
-    if any(read not in known for read in node.all_input_nodes if read is not first):
+    if _may_mix_samples(node) or any(
+        read not in known for read in node.all_input_nodes if read is not first
+    ):
         return None
     rest = fx.map_arg((tuple(others), dict(node.kwargs)), lambda read: known[read])
 
@@ -76,26 +79,51 @@ def moving_rule(
     return lambda: tuple(_taken(writer, x, one) for one in found)
 
 
+def _may_mix_samples(node: fx.Node) -> bool:
+    """Whether an operation may do something to samples that two of them do not show."""
+    named: Mapping[str, tuple[int, Any]] = {
+        "roll": (2, 0), "narrow": (1, 0), "split": (2, 0), "chunk": (2, 0)
+    }  # fmt: skip
+    if node.target is operator.getitem:
+        index = node.args[1]
+        return not isinstance(index, tuple) or index[0] not in (slice(None), ...)
+    place = named.get(name_of(node))
+    if place is None:
+        return False
+    at, usual = place
+    dims = node.args[at] if len(node.args) > at else node.kwargs.get("dim", usual)
+    dims = node.kwargs.get("dims", dims)
+    return not all(dim for dim in (dims if isinstance(dims, (tuple, list)) else (dims,)))
+
+
 def _moves(run: Callable[[Tensor], Any], x: Rows) -> _Moved | list[_Moved] | None:
-    count = math.prod(x.size)
+    count = 2 * math.prod(x.size)  # of two samples, which must not meet
     shape = (2, x.size[0]) if x.matrix else (2, *x.size)
-    # From 1, so that a zero is one that was added; in two samples, which must not meet.
-    numbers = torch.arange(1, 2 * count + 1, dtype=torch.float64).view(shape)
-    once, twice = run(numbers), run(2.0 * numbers)
-    if isinstance(once, Tensor):
-        return _moved(once, twice, x)
-    found = [_moved(one, two, x) for one, two in zip(once, twice, strict=True)]
+    # None is zero, nor an average of others: what is not among them was computed, or added.
+    drawn = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1.0
+    made = run(drawn.view(shape))
+    if isinstance(made, Tensor):
+        return _moved(made, drawn, x)
+    found = [_moved(one, drawn, x) for one in made]
     return [one for one in found if one is not None] if None not in found else None
 
 
-def _moved(once: Tensor, twice: Tensor, x: Rows) -> _Moved | None:
+def _numbers(made: Tensor, drawn: Tensor) -> Tensor | None:
+    """From 1, the places of values among `drawn`, 0 for zeros; None if there are others."""
+    ordered, places = drawn.sort()
+    at = torch.searchsorted(ordered, made.contiguous()).clamp(max=len(ordered) - 1)
+    found = torch.where(made == 0, 0, places[at] + 1)
+    return found if bool(((made == 0) | (ordered[at] == made)).all()) else None
+
+
+def _moved(made: Tensor, drawn: Tensor, x: Rows) -> _Moved | None:
     """What the numbers tell; None if values are computed, or move in another way."""
-    shape = (2, -1, 1, 1) if x.matrix else once.shape
-    if once.dim() != (2 if x.matrix else 4) or once.shape[0] != 2 or not once.numel():
+    shape = (2, -1, 1, 1) if x.matrix else made.shape
+    if made.dim() != (2 if x.matrix else 4) or made.shape[0] != 2 or not made.numel():
         return None
-    if not torch.equal(2.0 * once, twice) or not torch.equal(once, once.round()):
+    if (numbers := _numbers(made.reshape(shape), drawn)) is None:
         return None
-    mine, other = once.reshape(shape).long().flatten(2)
+    mine, other = numbers.flatten(2)
     there = mine > 0
     if not torch.equal(other, torch.where(there, mine + math.prod(x.size), 0)):
         return None
@@ -113,7 +141,7 @@ def _moved(once: Tensor, twice: Tensor, x: Rows) -> _Moved | None:
         return None
     table = torch.full((mine.shape[1],), -1, dtype=torch.int32)
     table[pixels] = from_pixel[pixels].to(torch.int32)
-    height, width = once.reshape(shape).shape[2:]
+    height, width = made.reshape(shape).shape[2:]
     size = (mine.shape[0], int(height), int(width))
     return _Moved(size, table, len(channels), skip, before)
 

@@ -16,7 +16,9 @@ __all__ = ["HiddenWrite", "hidden_write", "writes_state"]
 _VIEWS = frozenset(
     ("T", "chunk", "contiguous", "data", "detach", "diagonal", "expand", "expand_as", "flatten",
      "getattr", "getitem", "mT", "movedim", "narrow", "permute", "reshape", "select", "split",
-     "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as")
+     "ravel", "reshape_as", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "unfold",
+     "broadcast_to", "hsplit", "moveaxis", "vsplit", "dropout", "alpha_dropout",
+     "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as")
 )  # fmt: skip
 _NO_TENSORS = frozenset(
     ("device", "dtype", "is_cuda", "is_leaf", "itemsize", "layout", "names", "ndim",
@@ -26,7 +28,7 @@ _FRESH = frozenset(
     ("empty", "empty_like", "full", "full_like", "new_empty", "new_full", "new_ones", "new_zeros",
      "ones", "ones_like", "zeros", "zeros_like")
 )  # fmt: skip
-_SAME_MEMORY = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+_SAME_MEMORY = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 
 
 def writes_state(node: fx.Node) -> bool:

@@ -59,10 +59,14 @@ def _by_instruction(frame: FrameType) -> Asker:
     if not text or column is None:
         return Asker.UNKNOWN
     called = _NAME.match(text[column:].decode(errors="replace"))
-    # What is called by anything but a name, such as a method of a result, is no `isinstance`.
     if called is None:
-        return Asker.OTHER
-    return Asker.USER if _value(called[0], frame) is isinstance else Asker.OTHER
+        return Asker.UNKNOWN
+    found = _value(called[0], frame)
+    if found is isinstance:
+        return Asker.USER
+    # `map`, `partial` and the like call `isinstance` for others.
+    made_by = getattr(found, "__module__", None)
+    return Asker.UNKNOWN if made_by in ("builtins", "functools") else Asker.OTHER
 
 
 def _value(name: str, frame: FrameType) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import numpy as np
 from torch import Tensor, fx, nn
 
 from dsgc.passes.in_place import written_as
@@ -103,6 +104,10 @@ class Recorder(fx.Tracer):
                 "get_attr", name, (), {}, proxy_factory_fn=lambda n: StateProxy(n, self, attr_val)
             )
         return parameter_proxy_cache[name]
+
+    def create_arg(self, a: Any) -> Any:
+        # Generated code would name numpy, which it does not know.
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def call_module(
         self,

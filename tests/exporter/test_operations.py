@@ -94,6 +94,13 @@ def test_an_artifact_computes_what_the_graph_does(name: str, tmp_path: Path) -> 
 REFUSED: dict[str, Callable[[Any, Any], Any]] = {
     "padded with a number": lambda m, x: F.pad(x, (1, 1, 1, 1), value=2.0),
     "between pixels": lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "averaged pixels": lambda m, x: F.interpolate(
+        x[:, :, :, 1:], scale_factor=0.5, mode="bilinear"
+    ),
+    "averaged areas": lambda m, x: F.interpolate(x, size=(2, 7), mode="area"),
+    "samples rolled": lambda m, x: x + x.roll(2, 0),
+    "a number beyond float32": lambda m, x: F.relu6(x * 1e39),
+    "a tiny divisor": lambda m, x: F.relu6(x / 1e-39),
     "channels backwards": lambda m, x: x.flip(1),
     "samples backwards": lambda m, x: x.flip(0),
     "one over": lambda m, x: 1.0 / (x + 1.0),
