@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +106,23 @@ class Engine:
         the first call, which leaves one to look at, the model runs as it is, and as a program where
         most of its time would be spent between its layers.
         """
-        never = not any(decision.sparse for decision in self.decisions.values())
-        with self.gate.running(), self._kept_if_it_fails():
-            self.seen = SeenCall(args, kwargs)
-            if self.last is None or self.profiled is not None or not (never or self.bank.dense_now):
-                return self.call_part("", args, kwargs)
-            found = small_program(self, args, kwargs) if never else None
-            if found is None:
-                return self.model(*args, **kwargs)
-            return self.inference.run(found, list(args))
-
-    @contextmanager
-    def _kept_if_it_fails(self) -> Iterator[None]:
-        """A call that fails leaves what is known of the last one that did not."""
         before = self.seen, self.own_code
         try:
-            yield
-        except BaseException:
+            with self.gate.running():
+                self.seen = SeenCall(args, kwargs)
+                return self._run_somehow(args, kwargs)
+        except BaseException:  # what is known is of the last call that did not fail
             self.seen, self.own_code = before
             raise
+
+    def _run_somehow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        never = not any(decision.sparse for decision in self.decisions.values())
+        if self.last is None or self.profiled is not None or not (never or self.bank.dense_now):
+            return self.call_part("", args, kwargs)
+        found = small_program(self, args, kwargs) if never else None
+        if found is None:
+            return self.model(*args, **kwargs)
+        return self.inference.run(found, list(args))
 
     def call_part(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the submodule `path`: as a graph, or by its own code around graphs."""

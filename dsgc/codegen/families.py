@@ -277,7 +277,7 @@ def rows() -> Family:
             rows.rows_of_maps(),
             rows.maps_of_rows(),
             rows.finish_rows(),
-            rows.add_rows(),
+            *(rows.combine_rows(name) for name in sorted(rows.COMBINATIONS)),
             rows.pool_rows("max"),
             rows.pool_rows("avg"),
             rows.take_rows(),
@@ -327,8 +327,6 @@ def elementwise() -> Family:
             *applied,
             elementwise.softmax(),
             elementwise.join(),
-            elementwise.product_rows(),
-            elementwise.sum_rows(),
             elementwise.filter_rows(),
         ]
 

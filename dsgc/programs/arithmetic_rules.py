@@ -44,8 +44,6 @@ def arithmetic_rule(writer: Writer, node: fx.Node, values: Sequence[Any]) -> Rul
 def _of_two(writer: Writer, target: Any, left: Rows, right: Rows, alpha: float) -> Rule | None:
     """Of maps of one size, or of a map and a value for each of its channels."""
     same = (left.size, left.matrix) == (right.size, right.matrix)
-    if target in _ADD and same and alpha == 1.0:
-        return lambda: dense_rules.add(writer, left, right)
     if not same and not (_is_gate(right, left) or _is_gate(left, right)):
         return None
     if target in _MUL:
@@ -65,11 +63,11 @@ def _is_gate(small: Rows, large: Rows) -> bool:
     return not small.matrix and not large.matrix and small.size == (large.size[0], 1, 1)
 
 
-def _combined(writer: Writer, kernel: str, left: Rows, right: Rows, *factor: float) -> Rows:
+def _combined(writer: Writer, kernel: str, left: Rows, right: Rows, factor: float = 1.0) -> Rows:
     a, b = writer.alike(left, right)
     made = writer.rows(a.size, a.matrix, a.width)
     pixels = a.size[1] * a.size[2] // (b.size[1] * b.size[2])
-    writer.program.call(families.elementwise(), kernel, a.view, b.view, made.view, pixels, *factor)
+    writer.program.call(families.rows(), kernel, a.view, b.view, made.view, pixels, factor)
     return made
 
 

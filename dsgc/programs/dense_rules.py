@@ -29,7 +29,6 @@ from dsgc.programs.writer import Writer, filled
 
 __all__ = [
     "adaptive_average",
-    "add",
     "affine",
     "convolution",
     "depthwise",
@@ -41,7 +40,7 @@ __all__ = [
     "write_output",
 ]
 
-_INFINITY = float("inf")
+Window = tuple[Sequence[int], Sequence[int], Sequence[int]]  # stride, padding, dilation
 
 
 def read_input(writer: Writer, shape: Sequence[int]) -> tuple[Rows, View]:
@@ -94,22 +93,26 @@ def affine(writer: Writer, value: Rows, scale: Tensor, shift: Tensor) -> Rows:
     return replace(x, act="affine", scale=scale, shift=shift, closed=False)
 
 
+def _convolved(x: Rows, weight: Tensor, window: Window) -> Geometry:
+    """Which pixels of `x` a convolution with `weight` reads."""
+    kernel = weight.shape[2:]
+    target = conv_output_size(x.size, kernel, *window)
+    return Geometry.forward(x.size[1:], target, kernel, *window)
+
+
 def convolution(
     writer: Writer,
     value: Rows,
     weight: Tensor,
     bias: Tensor | None,
-    window: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    window: Window,
 ) -> Rows:
     """A dense convolution."""
-    x = writer.settle(value)
-    outputs, _, *kernel = weight.shape
-    target = conv_output_size(x.size, kernel, *window)
-    geometry = Geometry.forward(x.size[1:], target, kernel, *window)
+    x, outputs = writer.settle(value), weight.shape[0]
+    geometry = _convolved(x, weight, window)
     wide = ceil_div(outputs, DENSE_BLOCK) * DENSE_BLOCK
-    columns = plain_columns(wide, x.width * math.prod(kernel)) or DENSE_BLOCK
-    size = (outputs, target[0], target[1])
-    made = replace(writer.rows(size, width=wide), closed=False)
+    columns = plain_columns(wide, x.width * math.prod(geometry.kernel)) or DENSE_BLOCK
+    made = replace(writer.rows((outputs, *geometry.target), width=wide), closed=False)
     writer.program.call(
         families.plain_convolution(),
         f"plain_convolution_{columns}",
@@ -128,14 +131,12 @@ def depthwise(
     value: Rows,
     weight: Tensor,
     bias: Tensor | None,
-    window: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    window: Window,
 ) -> Rows:
     """A convolution of every channel by itself: `weight` [C, 1, kh, kw]."""
-    x = writer.settle(value)
-    channels, _, *kernel = weight.shape
-    target = conv_output_size(x.size, kernel, *window)
-    geometry = Geometry.forward(x.size[1:], target, kernel, *window)
-    made = writer.rows((channels, target[0], target[1]), width=x.width)
+    x, channels = writer.settle(value), weight.shape[0]
+    geometry = _convolved(x, weight, window)
+    made = writer.rows((channels, *geometry.target), width=x.width)
     taps = F.pad(weight.detach().reshape(channels, -1).T, (0, x.width - channels)).contiguous()
     writer.program.call(
         families.elementwise(),
@@ -197,14 +198,6 @@ def _skipping_linear(writer: Writer, x: Rows, weight: Tensor, bias: Tensor | Non
         writer.bias(bias, outputs, SKIP_STRIP).seen_as(*vectors),
         made.view.seen_as(BATCH, *vectors),
     )
-    return made
-
-
-def add(writer: Writer, left: Rows, right: Rows) -> Rows:
-    """The sum of two maps of one size."""
-    a, b = writer.alike(left, right)
-    made = writer.rows(a.size, a.matrix, a.width)
-    writer.program.call(families.rows(), "add_rows", a.view, b.view, made.view, -_INFINITY)
     return made
 
 

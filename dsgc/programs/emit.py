@@ -383,7 +383,8 @@ class _Emitter:
         return self.moving_rule(node, x) or self.shared_rule(node, x)
 
     def moving_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
-        known = {n: value for n, value in self.values.items() if not self.is_live(value)}
+        read = {one: self.values[one] for one in node.all_input_nodes}
+        known = {one: value for one, value in read.items() if not self.is_live(value)}
         if (rule := moving_rule(self.writer, node, x, known)) is not None:
             return rule
         if not isinstance(self.made[node], Tensor):

@@ -28,6 +28,8 @@ _MODULES = (
     nn.Upsample, nn.UpsamplingNearest2d, nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d,
     nn.ReplicationPad2d, nn.CircularPad2d,
 )  # fmt: skip
+# The place of the argument that says along which dimensions.
+_DIMENSION_AT = {"roll": 2, "narrow": 1, "split": 2, "chunk": 2}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def moving_rule(
     if module is None and node.target not in _FUNCTIONS:
         return None
     first, *others = node.args
-    if _may_mix_samples(node) or any(
+    if _may_mix_samples(node, 2 if x.matrix else 4) or any(
         read not in known for read in node.all_input_nodes if read is not first
     ):
         return None
@@ -79,21 +81,18 @@ def moving_rule(
     return lambda: tuple(_taken(writer, x, one) for one in found)
 
 
-def _may_mix_samples(node: fx.Node) -> bool:
+def _may_mix_samples(node: fx.Node, rank: int) -> bool:
     """Whether an operation may do something to samples that two of them do not show."""
-    named: Mapping[str, tuple[int, Any]] = {
-        "roll": (2, 0), "narrow": (1, 0), "split": (2, 0), "chunk": (2, 0)
-    }  # fmt: skip
     if node.target is operator.getitem:
         index = node.args[1]
         return not isinstance(index, tuple) or index[0] not in (slice(None), ...)
-    place = named.get(name_of(node))
-    if place is None:
+    at = _DIMENSION_AT.get(name_of(node))
+    if at is None:
         return False
-    at, usual = place
-    dims = node.args[at] if len(node.args) > at else node.kwargs.get("dim", usual)
-    dims = node.kwargs.get("dims", dims)
-    return not all(dim for dim in (dims if isinstance(dims, (tuple, list)) else (dims,)))
+    named = node.kwargs.get("dims", node.kwargs.get("dim", 0))
+    found: Any = node.args[at] if len(node.args) > at else named
+    dims = found if isinstance(found, (tuple, list)) else (found,)
+    return any(not isinstance(dim, int) or dim % rank == 0 for dim in dims)
 
 
 def _moves(run: Callable[[Tensor], Any], x: Rows) -> _Moved | list[_Moved] | None:
@@ -102,21 +101,24 @@ def _moves(run: Callable[[Tensor], Any], x: Rows) -> _Moved | list[_Moved] | Non
     # None is zero, nor an average of others: what is not among them was computed, or added.
     drawn = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1.0
     made = run(drawn.view(shape))
+    ordered = drawn.sort()
     if isinstance(made, Tensor):
-        return _moved(made, drawn, x)
-    found = [_moved(one, drawn, x) for one in made]
+        return _moved(made, ordered, x)
+    found = [_moved(one, ordered, x) for one in made]
     return [one for one in found if one is not None] if None not in found else None
 
 
-def _numbers(made: Tensor, drawn: Tensor) -> Tensor | None:
-    """From 1, the places of values among `drawn`, 0 for zeros; None if there are others."""
-    ordered, places = drawn.sort()
+def _numbers(made: Tensor, drawn: tuple[Tensor, Tensor]) -> Tensor | None:
+    """From 1, the places of values among `drawn`, which are sorted, with their places; 0 for zeros.
+    None if there are others.
+    """
+    ordered, places = drawn
     at = torch.searchsorted(ordered, made.contiguous()).clamp(max=len(ordered) - 1)
     found = torch.where(made == 0, 0, places[at] + 1)
     return found if bool(((made == 0) | (ordered[at] == made)).all()) else None
 
 
-def _moved(made: Tensor, drawn: Tensor, x: Rows) -> _Moved | None:
+def _moved(made: Tensor, drawn: tuple[Tensor, Tensor], x: Rows) -> _Moved | None:
     """What the numbers tell; None if values are computed, or move in another way."""
     shape = (2, -1, 1, 1) if x.matrix else made.shape
     if made.dim() != (2 if x.matrix else 4) or made.shape[0] != 2 or not made.numel():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx
 
+from dsgc.passes.in_place import AUGMENTED
 from dsgc.tracing.kinds import is_number
 
 __all__ = ["Augmented"]
@@ -25,15 +25,6 @@ def _in_place(target: Callable[[Any, Any], Any]) -> Callable[[Augmented, Any], A
 class Augmented(fx.Proxy):
     """A value whose augmented assignments are recorded as what they are."""
 
-    __iadd__ = _in_place(operator.iadd)
-    __isub__ = _in_place(operator.isub)
-    __imul__ = _in_place(operator.imul)
-    __itruediv__ = _in_place(operator.itruediv)
-    __ifloordiv__ = _in_place(operator.ifloordiv)
-    __imod__ = _in_place(operator.imod)
-    __ipow__ = _in_place(operator.ipow)
-    __iand__ = _in_place(operator.iand)
-    __ior__ = _in_place(operator.ior)
-    __ixor__ = _in_place(operator.ixor)
-    __ilshift__ = _in_place(operator.ilshift)
-    __irshift__ = _in_place(operator.irshift)
+
+for _target in AUGMENTED:
+    setattr(Augmented, f"__{_target.__name__}__", _in_place(_target))

@@ -194,7 +194,8 @@ class _Attempts:
     def _blame_for(self, write: HiddenWrite, recorder: Recorder) -> NoReturn:
         # Whoever writes to an argument of the root would get a copy of it, were it a leaf.
         at_fault = self.root if write.of_argument else recorder.makers.get(write.node, self.root)
-        place = f"({user_line(write.node)})" if user_line(write.node) else where(at_fault)
+        line = user_line(write.node)
+        place = f"({line})" if line else where(at_fault)
         raise Culprit(at_fault, f"its forward changes {write.changed} {place}")
 
     def _unexplained(self) -> _Recording:

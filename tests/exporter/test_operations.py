@@ -99,6 +99,7 @@ REFUSED: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "averaged areas": lambda m, x: F.interpolate(x, size=(2, 7), mode="area"),
     "samples rolled": lambda m, x: x + x.roll(2, 0),
+    "samples rolled, from behind": lambda m, x: x + x.roll(2, -4),
     "a number beyond float32": lambda m, x: F.relu6(x * 1e39),
     "a tiny divisor": lambda m, x: F.relu6(x / 1e-39),
     "channels backwards": lambda m, x: x.flip(1),

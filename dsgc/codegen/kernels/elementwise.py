@@ -114,44 +114,6 @@ def join() -> Any:
     return join
 
 
-def product_rows() -> Any:
-    """``y[p] = a[p] * b[p // pixels]``, for positions: ``b`` has a row for so many of ``a``."""
-
-    @T.prim_func(s_tir=True)
-    def product_rows(a_h: T.handle, b_h: T.handle, y_h: T.handle, pixels: T.int64):
-        T.func_attr({"global_symbol": "product_rows", "tirx.noalias": True})
-        rows = T.int64()
-        others = T.int64()
-        width = T.int64()
-        a = T.match_buffer(a_h, (rows, width), "float32", align=4)
-        b = T.match_buffer(b_h, (others, width), "float32", align=4)
-        y = T.match_buffer(y_h, (rows, width), "float32", align=4)
-        for p in T.parallel(rows):
-            for c in T.serial(width):
-                y[p, c] = a[p, c] * b[p // pixels, c]
-
-    return product_rows
-
-
-def sum_rows() -> Any:
-    """``y[p] = a[p] + factor * b[p // pixels]``, as :func:`product_rows`."""
-
-    @T.prim_func(s_tir=True)
-    def sum_rows(a_h: T.handle, b_h: T.handle, y_h: T.handle, pixels: T.int64, factor: T.float32):
-        T.func_attr({"global_symbol": "sum_rows", "tirx.noalias": True})
-        rows = T.int64()
-        others = T.int64()
-        width = T.int64()
-        a = T.match_buffer(a_h, (rows, width), "float32", align=4)
-        b = T.match_buffer(b_h, (others, width), "float32", align=4)
-        y = T.match_buffer(y_h, (rows, width), "float32", align=4)
-        for p in T.parallel(rows):
-            for c in T.serial(width):
-                y[p, c] = a[p, c] + factor * b[p // pixels, c]
-
-    return sum_rows
-
-
 def filter_rows() -> Any:
     """``y[p, c] = bias[c] + sum of weight[tap, c] * x[table[tap, p], c]``: each channel by itself.
 

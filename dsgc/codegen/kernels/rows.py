@@ -6,6 +6,7 @@ are zero as well, and stay so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script import tirx as T
@@ -87,22 +88,32 @@ def finish_rows() -> Any:
     return finish_rows
 
 
-def add_rows() -> Any:
-    """``y = max(a + b, high)``; ``y`` may be either."""
+# By name, of two values and a factor.
+COMBINATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "product": lambda a, b, factor: a * b,
+    "sum": lambda a, b, factor: a + factor * b,
+}
+
+
+def combine_rows(name: str) -> Any:
+    """``y[p] = f(a[p], b[p // pixels], factor)``: ``b`` has a row for so many of ``a``."""
+    symbol = f"{name}_rows"
+    function = COMBINATIONS[name]
 
     @T.prim_func(s_tir=True)
-    def add_rows(a_h: T.handle, b_h: T.handle, y_h: T.handle, high: T.float32):
-        T.func_attr({"global_symbol": "add_rows"})
+    def kernel(a_h: T.handle, b_h: T.handle, y_h: T.handle, pixels: T.int64, factor: T.float32):
+        T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
         rows = T.int64()
+        others = T.int64()
         width = T.int64()
         a = T.match_buffer(a_h, (rows, width), "float32", align=4)
-        b = T.match_buffer(b_h, (rows, width), "float32", align=4)
+        b = T.match_buffer(b_h, (others, width), "float32", align=4)
         y = T.match_buffer(y_h, (rows, width), "float32", align=4)
         for p in T.parallel(rows):
             for c in T.serial(width):
-                y[p, c] = T.Select(a[p, c] + b[p, c] < high, high, a[p, c] + b[p, c])
+                y[p, c] = function(a[p, c], b[p // pixels, c], factor)
 
-    return add_rows
+    return kernel
 
 
 def pool_rows(mode: str) -> Any:
