@@ -22,7 +22,7 @@ from dsgc.observed import is_observed, is_ordinary
 from dsgc.select import all_equal
 from dsgc.warn_user import warn_user
 from dsgc.watch import profiler_is_on
-from dsgc.written import Weights, WrittenState
+from dsgc.written import Weights
 
 if TYPE_CHECKING:
     from dsgc.programs.live import LiveProgram
@@ -48,9 +48,10 @@ class _Made:
 class _Graph:
     """The programs of one graph, by the size of batches, and whether to make more.
 
-    `state` is that of the weights which they hold.
+    `state` is that of the weights which they hold, `constants` are further tensors that they hold.
     """
 
+    constants: Weights
     made: dict[int, _Made] = field(default_factory=dict)
     state: tuple[object, ...] = ()
     calls: int = 0
@@ -93,7 +94,8 @@ class Inference:
         self._bank = bank
         self._modules = list(model.modules())
         self._names = [name for name, _ in model.named_modules()]
-        self._weights = Weights(model)
+        self._model = model
+        self._weights = Weights.of(model)
         self._graphs: weakref.WeakKeyDictionary[fx.GraphModule, _Graph] = (
             weakref.WeakKeyDictionary()
         )
@@ -115,11 +117,13 @@ class Inference:
     def program(self, graph: fx.GraphModule, tensors: Sequence[Tensor]) -> LiveProgram | None:
         """The program of a graph for these inputs, made if need be; None if there is none."""
         with self._lock.held():
-            about = self._graphs.setdefault(graph, _Graph())
-            written = None if about.refused else self._weights.now()
-            if written is None:
+            about = self._graphs.get(graph)
+            if about is None:
+                about = self._graphs[graph] = _Graph(Weights.beside(self._model, graph))
+            state = None if about.refused else self._state(about)
+            if state is None:
                 return None
-            state, size = self._state(written), _size_of(len(tensors[0]))
+            size = _size_of(len(tensors[0]))
             if state != about.state:
                 about.drop()
                 about.state, about.calls = state, 0
@@ -156,8 +160,12 @@ class Inference:
         if any(dropped):
             release_memory()
 
-    def _state(self, written: WrittenState) -> tuple[object, ...]:
-        return (*written, tuple((one.winners, one.changes) for one in self._bank.selectors))
+    def _state(self, about: _Graph) -> tuple[object, ...] | None:
+        written, constants = self._weights.now(), about.constants.now()
+        if written is None or constants is None:
+            return None
+        selected = tuple((one.winners, one.changes) for one in self._bank.selectors)
+        return (*written, *constants, selected)
 
     def _make(
         self,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dsgc.memory import memory_of
 from dsgc.select import fingerprint, mark_of
@@ -29,15 +30,27 @@ class WrittenState(NamedTuple):
 
 
 class Weights:
-    """The parameters and buffers of a model, whoever holds them at the time."""
+    """Tensors by their names in tables, whoever holds them at the time."""
 
-    def __init__(self, model: nn.Module) -> None:
-        tables = [table for m in model.modules() for table in (m._parameters, m._buffers)]
+    def __init__(self, tables: Iterable[dict[str, Any]]) -> None:
         self._tables: list[dict[str, Any]] = [table for table in tables if table]
         self._known: list[weakref.ref[Tensor]] = []
         self._marks: tuple[tuple[int, int], ...] = ()
         self._sampled: list[NDArray[np.float32]] = []
         self._same = object()
+
+    @staticmethod
+    def of(model: nn.Module) -> Weights:
+        """The parameters and buffers of a model."""
+        return Weights(table for m in model.modules() for table in (m._parameters, m._buffers))
+
+    @staticmethod
+    def beside(model: nn.Module, graph: fx.GraphModule) -> Weights:
+        """What a graph reads that is neither: tensors that are plain attributes."""
+        known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        names = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+        found = {name: attrgetter(name)(graph) for name in names}
+        return Weights([{n: t for n, t in found.items() if id(t) not in known}])
 
     def now(self) -> WrittenState | None:
         """Equal to an earlier one if nothing was written since.

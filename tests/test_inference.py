@@ -200,6 +200,46 @@ def test_whatever_is_written_counts_at_once(write: Callable[[dsgc.SparseModule],
     assert_right(sparse)
 
 
+class Scaled(Net):
+    """Multiplies by tensors that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(1, 10)
+        self.further = [torch.zeros(1, 10)]
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * self.scale + self.further[0]
+
+
+def _write_to_an_attribute(sparse: dsgc.SparseModule) -> None:
+    sparse.scale.mul_(3.0)
+
+
+def _write_to_a_list(sparse: dsgc.SparseModule) -> None:
+    sparse.further[0][0, 3] = 2.0
+
+
+def _write_to_an_attribute_with_numpy(sparse: dsgc.SparseModule) -> None:
+    sparse.scale.numpy()[:] = 2.0
+
+
+@pytest.mark.parametrize(
+    "write", [_write_to_an_attribute, _write_to_a_list, _write_to_an_attribute_with_numpy]
+)
+def test_tensors_that_are_plain_attributes_count_as_weights(
+    write: Callable[[dsgc.SparseModule], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse = trained(Scaled())
+    with torch.no_grad(), counted(monkeypatch) as done:
+        before = sparse(X)
+        write(sparse)
+        assert not torch.allclose(sparse(X), before, atol=1e-3)
+        sparse(X)
+    assert done == ["made", "run", "made", "run"]  # a graph in between: it may change again
+    assert_right(sparse)
+
+
 def test_drawn_projections_count_as_weights() -> None:
     sparse = trained(selector="drs")
     with torch.no_grad():
