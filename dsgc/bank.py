@@ -27,10 +27,10 @@ _SAMPLES = 50  # whose cost a layer's projection may have without being made les
 class SelectorBank(nn.Module):
     """One selector for every call of a sparse layer.
 
-    `step` counts the training steps done; `decisions` has those about all layers. Selectors are
-    made when the layers are chosen; what a checkpoint brings for them before that waits in
-    `pending`, and what it brings about decisions in `saved`. `dense_now` says whether sparsity has
-    not grown so far yet that leaving neurons out would be faster.
+    `step` counts the training steps done with sparse layers; `decisions` has those about all
+    layers. Selectors are made when the layers are chosen; what a checkpoint brings for them before
+    that waits in `pending`, and what it brings about decisions in `saved`. `dense_now` says whether
+    sparsity has not grown so far yet that leaving neurons out would be faster.
     """
 
     step: Tensor
@@ -143,9 +143,8 @@ class SelectorBank(nn.Module):
 
     def advance(self) -> None:
         """Begin a training step: schedule, step number, and from time to time new projections."""
-        if not self._modules and self.config.schedule == "constant":
-            self.step.add_(1)  # no layer is sparse: nothing depends on it
-            return
+        if not self._modules:
+            return  # no layer is sparse: there is nothing to count for
         now, moved = int(self.step), mark_of(self.step) != self._shared_at
         self.step.add_(1)
         if self.config.schedule != "constant" and (moved or now <= self.config.warmup_steps):
@@ -166,7 +165,8 @@ class SelectorBank(nn.Module):
 
     def withdraw(self) -> None:
         """The training step that `advance` began was none: its call failed."""
-        self.step.sub_(1)
+        if self._modules:
+            self.step.sub_(1)
 
     def follow(self) -> None:
         """Before a call in eval mode: take up a step and weights that were written in place.

@@ -40,7 +40,7 @@ from dsgc.passes.propagate_shapes import (
 from dsgc.program import Program, extents, unlike_first
 from dsgc.seen import SeenCall, copies_of
 from dsgc.skeleton import Skeletons
-from dsgc.small import small_program
+from dsgc.stayed_dense import StayedDense
 from dsgc.tracing.call_shape import CallShape
 from dsgc.tracing.trace import trace
 from dsgc.warn_user import warn_user
@@ -78,6 +78,9 @@ class Engine:
         self.config = config
         self.decisions = decisions
         self.decided = bool(decisions)
+        self.dense: StayedDense | None = None  # if no layer became sparse
+        if self.decided and not _any_sparse(decisions):
+            self.dense = StayedDense(decisions)
         part = weakref.WeakMethod(self.call_part)  # or the engine would keep itself alive
         self.skeletons = Skeletons(model, lambda *call: _there(part())(*call))
         self.programs: KeptGraphs[Program] = KeptGraphs()
@@ -116,10 +119,11 @@ class Engine:
             raise
 
     def _run_somehow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        never = not any(decision.sparse for decision in self.decisions.values())
-        if self.last is None or self.profiled is not None or not (never or self.bank.dense_now):
+        dense = self.dense
+        for_now = dense is not None or self.bank.dense_now
+        if self.last is None or self.profiled is not None or not for_now:
             return self.call_part("", args, kwargs)
-        found = small_program(self, args, kwargs) if never else None
+        found = None if dense is None else dense.program(self, args, kwargs)
         if found is None:
             return self.model(*args, **kwargs)
         return self.inference.run(found, list(args))
@@ -283,7 +287,7 @@ class Engine:
         """Choose the layers of the whole model and make their selectors."""
         programs = self.look(args, kwargs)
         warn_of_idle_rules(self.config, self.decisions.values())
-        if not any(d.sparse for d in self.decisions.values()):
+        if not _any_sparse(self.decisions):
             self._report_nothing_sparse()
         self.settle(programs)
 
@@ -339,6 +343,7 @@ class Engine:
     def settle(self, programs: list[Program]) -> None:
         """Take the decisions as they are: layers stay sparse or dense from now on."""
         self.decided = True
+        self.dense = None if _any_sparse(self.decisions) else StayedDense(self.decisions)
         for program in programs:
             program.context.decided = True
             for decision in self.decisions.values():
@@ -373,6 +378,10 @@ class Engine:
                     reason = f"it is inside {parent!r}, which stays dense: {why}"
             kind = type(module).__name__
             self.decisions[name] = LayerDecision(name, name, kind, False, reason)
+
+
+def _any_sparse(decisions: dict[str, LayerDecision]) -> bool:
+    return any(decision.sparse for decision in decisions.values())
 
 
 def _there(method: Callable[..., Any] | None) -> Callable[..., Any]:

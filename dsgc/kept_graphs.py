@@ -172,13 +172,18 @@ class KeptGraphs(Generic[_Graphs]):
 
 
 class Gate:
-    """Lets any number of threads run graphs, or one alone build, which sets modes for a while."""
+    """Lets any number of threads run graphs, or one alone build, which sets modes for a while.
+
+    Running is what every call does, so it takes no lock while nobody waits to build: a thread notes
+    that it runs before it looks for such, who notes that it waits before it looks for threads.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._running: dict[int, int] = {}
         self._builder: int | None = None
         self._depth = 0
+        self._builders = 0  # the one that builds, and those that wait to
 
     def running(self) -> _Running:
         """Within, no other thread builds."""
@@ -186,24 +191,35 @@ class Gate:
 
     def enter(self, me: int) -> None:
         """A thread begins to run, when nobody builds."""
+        self._running[me] = self._running.get(me, 0) + 1
+        if not self._builders:
+            return
         with self._changed:
+            self._step_back(me)
             while self._builder not in (None, me):
                 self._changed.wait()
             self._running[me] = self._running.get(me, 0) + 1
 
     def leave(self, me: int) -> None:
         """A thread has run."""
-        with self._changed:
-            self._running[me] -= 1
-            if not self._running[me]:
-                del self._running[me]
-            self._changed.notify_all()
+        self._step_back(me)
+        if self._builders:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _step_back(self, me: int) -> None:
+        count = self._running[me] - 1
+        if count:
+            self._running[me] = count
+        else:
+            del self._running[me]
 
     @contextmanager
     def building(self) -> Iterator[None]:
         """Within, no other thread runs or builds."""
         me = threading.get_ident()
         with self._changed:
+            self._builders += 1
             # A thread that waits here runs nothing meanwhile, also in the midst of a call.
             mine = self._running.pop(me, 0)
             self._changed.notify_all()
@@ -216,6 +232,7 @@ class Gate:
         finally:
             with self._changed:
                 self._depth -= 1
+                self._builders -= 1
                 if not self._depth:
                     self._builder = None
                 if mine:

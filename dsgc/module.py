@@ -69,6 +69,9 @@ class SparseModule(StandIn):
     def _bank(self) -> SelectorBank:
         return self._bank_of[0]
 
+    def _same_modules(self) -> bool:
+        return self._structure is not None and self._structure.has_same_modules()
+
     @property
     def _engine(self) -> Engine:
         if self._structure is not None and not self._structure.holds():
@@ -287,6 +290,10 @@ class SparseModule(StandIn):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """`forward`, never compiled by torch."""
+        built = self._built
+        dense = None if built is None else built.dense
+        if built and dense and dense.suits(built, args, kwargs) and self._same_modules():
+            return dense.run(built, args)
         self._check(args, kwargs)
         if not self._decisions or self._built is None:
             check_values(self._dense[0])
@@ -324,11 +331,17 @@ class SparseModule(StandIn):
         if not tensors and all(isinstance(leaf, _SIMPLE) for leaf in leaves):
             given = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
             raise InputError(f"the model was called without a tensor (got {given})")
+        empty = bool(tensors)
         for i, tensor in enumerate(tensors):
-            numeric = tensor.is_floating_point() or tensor.is_complex()
-            if numeric and tensor.dtype not in _FLOATS:
+            dtype = tensor.dtype
+            if dtype not in _FLOATS and (dtype.is_floating_point or dtype.is_complex):
                 allowed = ", ".join(str(dtype) for dtype in _FLOATS)
-                raise UnsupportedError(f"input {i} is {tensor.dtype}; supported are {allowed}")
+                raise UnsupportedError(f"input {i} is {dtype}; supported are {allowed}")
+            empty = empty and not (tensor.dim() and tensor.numel())
+        if empty:
+            self._check_empty(tensors)
+
+    def _check_empty(self, tensors: list[Tensor]) -> None:
         batched = [tensor for tensor in tensors if tensor.dim()]
         if batched and all(t.shape[0] == 0 for t in batched) and self._needs_statistics():
             raise InputError(

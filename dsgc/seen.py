@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,10 +10,12 @@ from torch.utils import _pytree as pytree
 
 __all__ = ["SeenCall", "copies_of", "has_only_tensors", "leaves_of"]
 
+_TENSORS = {Tensor}
+
 
 def has_only_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call has nothing but tensors, by position: there is no structure to look into."""
-    return not kwargs and all(type(arg) is Tensor for arg in args)
+    return not kwargs and _TENSORS.issuperset(map(type, args))  # every call asks: no loop
 
 
 def leaves_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -41,11 +42,14 @@ def _copy(tensor: Tensor) -> Tensor:
 class SeenCall:
     """The arguments of a call; its tensors are there as long as somebody else has them."""
 
+    _leaves: list[Any]
+
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._spec: pytree.TreeSpec | None = None
-        leaves: Sequence[Any] = args
-        if not has_only_tensors(args, kwargs):
-            leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        if has_only_tensors(args, kwargs):
+            self._leaves = list(map(weakref.ref, args))
+            return
+        leaves, self._spec = pytree.tree_flatten((args, kwargs))
         self._leaves = [weakref.ref(x) if isinstance(x, Tensor) else x for x in leaves]
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import types
-from collections.abc import Iterable, Iterator, MutableMapping
-from operator import is_
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from itertools import chain
+from operator import is_, itemgetter, methodcaller
 from typing import Any
 
 import torch
@@ -235,32 +236,43 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
-        # Containers put a new table of children in the place of the old one.
-        self._of = [(vars(module), module._modules) for module in modules]
-        tables = [table for m in modules for table in (m._modules, m._parameters)]
-        self._empty = [table for table in tables if not table]
-        self._modules = _copies(module._modules for module in modules)
-        self._parameters = _copies(module._parameters for module in modules)
+        # Not their tables: containers put a new table of children in the place of the old one.
+        self._modules = [vars(module) for module in modules]
+        self._parameters = [module._parameters for module in modules]
+        self._child_values = self._children()
+        self._parameter_values = _values_of(self._parameters)
 
     def holds(self) -> bool:
         """Whether they still are the same."""
-        if any(self._empty) or any(now["_modules"] is not table for now, table in self._of):
+        if not self.has_same_modules():
             return False
-        for table, before in self._modules:
-            if len(table) != len(before) or not all(map(is_, table.values(), before.values())):
-                return False
-        for table, before in self._parameters:
-            if len(table) != len(before):
-                return False
-            for name, value in before.items():
-                now = table.get(name)
-                if now is not value and not _alike(now, value):
-                    return False
-        return True
+        now = _values_of(self._parameters)
+        if _same(now, self._parameter_values):
+            return True
+        if len(now) != len(self._parameter_values):
+            return False
+        pairs = zip(now, self._parameter_values, strict=True)
+        return all(one is before or _alike(one, before) for one, before in pairs)
+
+    def has_same_modules(self) -> bool:
+        """Whether the modules are, whatever became of their parameters."""
+        return _same(self._children(), self._child_values)
+
+    def _children(self) -> list[Any]:
+        return _values_of(map(_CHILDREN_OF, self._modules))
 
 
-def _copies(tables: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(table, dict(table)) for table in tables if table]
+_CHILDREN_OF = itemgetter("_modules")
+_VALUES = methodcaller("values")
+
+
+def _values_of(tables: Iterable[Mapping[str, Any]]) -> list[Any]:
+    # Every call asks: there is no loop in Python.
+    return list(chain.from_iterable(map(_VALUES, tables)))
+
+
+def _same(now: list[Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(is_, now, before))
 
 
 def _alike(now: Any, before: Any) -> bool:

@@ -110,3 +110,43 @@ def test_other_images_than_layers_were_chosen_for(monkeypatch: pytest.MonkeyPatc
         x = torch.randn(2, 1, 40, 40)
         assert torch.equal(module(x), plain(x))
     assert not done
+
+
+def test_a_layer_that_is_put_in_later_is_decided_about() -> None:
+    inner = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3))
+    module, _ = all_dense(nn.Sequential(inner, nn.Flatten(), nn.Linear(32 * 24 * 24, 4)))
+    module(X)
+    module.get_submodule("0").add_module("3", nn.Conv2d(32, 32, 1))
+    with pytest.warns(UserWarning, match="the model runs dense"):
+        made = module(X)
+    torch.testing.assert_close(made, module.to_dense()(X))
+    assert module.decisions["0.3"].macs == 32 * 32 * 24 * 24
+
+
+def test_training_is_that_of_the_model() -> None:
+    module, plain = all_dense(MLP(width=0.1))
+    module.train()
+    plain.train()
+    for model in (module, plain):
+        for _ in range(3):
+            model(X).square().sum().backward()
+    for mine, its in zip(module.parameters(), plain.parameters(), strict=True):
+        assert its.grad is not None
+        assert mine.grad is not None
+        assert torch.equal(mine.grad, its.grad)
+
+
+def test_an_empty_batch_is_refused_as_ever() -> None:
+    layers = [nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 32, 3), nn.Flatten()]
+    module, _ = all_dense(nn.Sequential(*layers, nn.Linear(32 * 24 * 24, 4)))
+    module(X)
+    module.train()
+    with pytest.raises(dsgc.InputError, match="empty batch"):
+        module(X[:0])
+
+
+def test_transforms_go_through_to_the_model() -> None:
+    module, plain = all_dense(MLP(width=0.1))
+    module(X)
+    many = torch.randn(3, 2, 1, 28, 28)
+    assert torch.allclose(torch.vmap(module)(many), torch.vmap(plain)(many), atol=1e-6)
