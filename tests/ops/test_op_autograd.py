@@ -143,9 +143,10 @@ def _operations(namespace: Namespace) -> dict[str, Callable[[], list[tuple[Any, 
 
     def residual() -> list[tuple[Any, ...]]:
         found = []
-        for x, *rest, size in [*acts((0, 1, 8)), _act(namespace, 2, "affine_relu")]:
+        branches = [*acts((0, 1, 8)), _act(namespace, 2, "affine_relu")]
+        for number, (*branch, size) in enumerate(branches):
             shortcut = _leaf(torch.randn(2, 10, *SIZE, dtype=dtype))
-            found += [(_leaf(x), *map(_leaf, rest), size, shortcut, relu) for relu in (True, False)]
+            found.append((*map(_leaf, branch), size, shortcut, number % 2 == 0))
         return found
 
     def residual_backward() -> list[tuple[Any, ...]]:
