@@ -93,7 +93,7 @@ def blocked(b: int) -> Family:
             activation.unpack(b),
             activation.unpack_groups(b),
             *_pooling(b),
-            search.project(b),
+            search.project(b, 2 if target.lanes == 16 else 1),
             block_scores(b, target.score_members, target.score_columns),
         ]
 

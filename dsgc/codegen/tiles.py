@@ -14,7 +14,6 @@ __all__ = [
     "PAIR_BLOCKS",
     "PAIR_STRIP",
     "PLAIN_COLUMNS",
-    "PROJECTED_LANES",
     "RANKED_BLOCKS",
     "ROW_LANES",
     "ROW_STRIP",
@@ -27,7 +26,8 @@ __all__ = [
     "suits_few_rows",
 ]
 
-VECTOR = 16  # lanes that kernels of the search and of sorting work on at a time
+VECTOR = 16  # lanes that kernels of the search and of sorting work on at a time; a projected row is
+# a whole number of these
 BITS = 32  # blocks of a word of a position's bitmask
 DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels run on it
 PLAIN_COLUMNS = (64, 32, 16)  # outputs of a register tile of a dense convolution
@@ -44,7 +44,6 @@ PAIRS_BELOW = 0.45  # part of its input's blocks present below which it takes pa
 PAIR_STRIP = 256  # inputs of a linear layer of few rows whose weights a task copies at a time
 SKIP_SAMPLES = 4  # samples up to which skipping zero inputs beats reading weights once for all
 SKIP_STRIP = 64  # outputs of a linear layer whose weights for one input lie together
-PROJECTED_LANES = 8  # a projected row is a whole number of these
 SCORE_CHANNELS = 64  # projected weights are padded to whole register tiles of any target
 
 

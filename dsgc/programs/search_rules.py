@@ -11,7 +11,7 @@ from torch import Tensor
 from dsgc.codegen import families
 from dsgc.codegen.cpu.layout import Geometry, blocks_of
 from dsgc.codegen.cpu.selection import FOUR, score_weight
-from dsgc.codegen.tiles import DENSE_BLOCK, PROJECTED_LANES, ranking_kernel
+from dsgc.codegen.tiles import DENSE_BLOCK, VECTOR, ranking_kernel
 from dsgc.ops.layout import ceil_div, conv_output_size
 from dsgc.programs.errors import unsupported
 from dsgc.programs.program import View
@@ -132,9 +132,9 @@ def _project(writer: Writer, source: Source, projection: Tensor) -> tuple[View, 
         return z, peak, lanes
     block, chosen = source.x.block, source.chosen
     blocks = ceil_div(channels, block)
-    lanes = ceil_div(depth, PROJECTED_LANES) * PROJECTED_LANES
-    matrix = _matrix(projection, blocks * block, lanes).view(blocks, block, -1, PROJECTED_LANES)
-    z = program.buffer(chosen.positions, lanes // PROJECTED_LANES, PROJECTED_LANES)
+    lanes = ceil_div(depth, VECTOR) * VECTOR
+    matrix = _matrix(projection, blocks * block, lanes).view(blocks, block, -1, VECTOR)
+    z = program.buffer(chosen.positions, lanes // VECTOR, VECTOR)
     peak = program.buffer(chosen.positions)
     program.call(
         families.blocked(block),

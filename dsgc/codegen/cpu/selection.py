@@ -24,8 +24,8 @@ from dsgc.codegen.cpu.layout import (
 from dsgc.codegen.cpu.libraries import Libraries
 from dsgc.codegen.tiles import (
     DENSE_BLOCK,
-    PROJECTED_LANES,
     SCORE_CHANNELS,
+    VECTOR,
     ranking_kernel,
 )
 from dsgc.ops.layout import ceil_div, conv_output_size
@@ -139,15 +139,15 @@ def _project(libraries: Libraries, source: Activation, projection: Tensor) -> tu
     values = apply(libraries, source.x.contiguous(), chosen.ids, source)
     block = values.shape[1]
     blocks = ceil_div(channels, block)
-    lanes = ceil_div(depth, PROJECTED_LANES) * PROJECTED_LANES
+    lanes = ceil_div(depth, VECTOR) * VECTOR
     matrix = _matrix(libraries, projection, blocks * block, lanes)
     z = libraries.scratch("projected", (chosen.positions, lanes))
     peak = libraries.scratch("peak", (chosen.positions,))
     libraries(families.blocked(block), f"project_{block}")(
         values,
         *chosen,
-        matrix.view(blocks, block, -1, PROJECTED_LANES),
-        z.view(-1, lanes // PROJECTED_LANES, PROJECTED_LANES),
+        matrix.view(blocks, block, -1, VECTOR),
+        z.view(-1, lanes // VECTOR, VECTOR),
         peak,
     )
     return z, peak

@@ -11,13 +11,39 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from dsgc.codegen.tiles import PROJECTED_LANES as LANES
 from dsgc.codegen.tiles import VECTOR
 
+LANES = 8  # of the peaks that are looked through at a time
 
-def project(b: int) -> Any:
+
+@T.macro
+def most_of_8(values, bad, out, at):  # type: ignore[no-untyped-def]  # a macro
+    """``out[at]`` = the largest of eight; NaN if there is one in ``bad``."""
+    for v in T.vectorized(4):
+        values[v] = T.max(values[v], values[4 + v])
+    for v in T.vectorized(4):
+        bad[v] = bad[v] + bad[4 + v]
+    out[at] = T.max(T.max(values[0], values[1]), T.max(values[2], values[3])) + (
+        (bad[0] + bad[1]) + (bad[2] + bad[3])
+    )
+
+
+@T.macro
+def most_of_16(values, bad, out, at):  # type: ignore[no-untyped-def]  # a macro
+    """``out[at]`` = the largest of sixteen; NaN if there is one in ``bad``."""
+    for v in T.vectorized(8):
+        values[v] = T.max(values[v], values[8 + v])
+    for v in T.vectorized(8):
+        bad[v] = bad[v] + bad[8 + v]
+    most_of_8(values, bad, out, at)
+
+
+def project(b: int, sums: int) -> Any:
     """``z[p] = x[p] @ R`` for packed rows: only selected blocks are read. ``R`` is ``[blocks, b,
-    depth / 8, 8]``; ``peak[p]`` is the largest magnitude of the row.
+    depth / 16, 16]``; ``peak[p]`` is the largest magnitude of the row.
+
+    A value that is read serves four vectors of ``z`` at once. Each has ``sums`` sums, so that not
+    every product waits for the one before; a vector that is left over has four.
     """
     name = f"project_{b}"
 
@@ -39,38 +65,55 @@ def project(b: int) -> Any:
         x = T.match_buffer(x_h, (slots, b), "float32", align=4)
         index = T.match_buffer(index_h, (slots,), "int32", align=4)
         rowptr = T.match_buffer(rowptr_h, (rows,), "int32", align=4)
-        r = T.match_buffer(r_h, (blocks, b, depth, LANES), "float32", align=4)
-        z = T.match_buffer(z_h, (places, depth, LANES), "float32", align=4)
+        r = T.match_buffer(r_h, (blocks, b, depth, VECTOR), "float32", align=4)
+        z = T.match_buffer(z_h, (places, depth, VECTOR), "float32", align=4)
         peak = T.match_buffer(peak_h, (places,), "float32", align=4)
         for p in T.parallel(rows - 1):
             first: T.let = T.cast(rowptr[p], "int64")
-            most = T.alloc_buffer((LANES,), "float32")
-            bad = T.alloc_buffer((LANES,), "float32")
-            for v in T.vectorized(LANES):
+            count: T.let = T.cast(rowptr[p + 1], "int64") - first
+            most = T.alloc_buffer((VECTOR,), "float32")
+            bad = T.alloc_buffer((VECTOR,), "float32")
+            for v in T.vectorized(VECTOR):
                 most[v] = T.float32(0)
-            for v in T.vectorized(LANES):
+            for v in T.vectorized(VECTOR):
                 bad[v] = T.float32(0)
-            for d in T.serial(depth):
-                acc = T.alloc_buffer((2, LANES), "float32")
-                for u in T.unroll(2):
-                    for v in T.vectorized(LANES):
-                        acc[u, v] = T.float32(0)
-                for j in T.serial(T.cast(rowptr[p + 1], "int64") - first):
-                    c: T.let = T.cast(index[first + j], "int64")
-                    for s in T.unroll(b):
-                        for v in T.vectorized(LANES):
-                            acc[s % 2, v] = acc[s % 2, v] + x[first + j, s] * r[c, s, d, v]
-                for v in T.vectorized(LANES):
-                    acc[0, v] = acc[0, v] + acc[1, v]
-                for v in T.vectorized(LANES):
-                    z[p, d, v] = acc[0, v]
-                for v in T.vectorized(LANES):
-                    most[v] = T.max(most[v], T.fabs(acc[0, v]))
-                for v in T.vectorized(LANES):
-                    bad[v] = bad[v] + acc[0, v] * T.float32(0)
-            most_of_8(most, bad, peak, p)
+            for d in T.serial(depth // 4):
+                project_row(x, index, r, z, most, bad, p, first, count, d * 4, b, 4, sums)
+            for d in T.serial(depth % 4):
+                at: T.let = depth // 4 * 4 + d
+                project_row(x, index, r, z, most, bad, p, first, count, at, b, 1, 4)
+            most_of_16(most, bad, peak, p)
 
     return kernel
+
+
+@T.macro
+def project_row(  # type: ignore[no-untyped-def]
+    x, index, r, z, most, bad, p, first, count, at, b, vectors, sums
+):
+    """``vectors`` vectors of one row of ``z`` from ``at`` on (a macro)."""
+    acc = T.alloc_buffer((sums * vectors, VECTOR), "float32")
+    for u in T.unroll(sums * vectors):
+        for v in T.vectorized(VECTOR):
+            acc[u, v] = T.float32(0)
+    for j in T.serial(count):
+        c: T.let = T.cast(index[first + j], "int64")
+        for s in T.unroll(b):
+            for u in T.unroll(vectors):
+                for v in T.vectorized(VECTOR):
+                    acc[s % sums * vectors + u, v] = (
+                        acc[s % sums * vectors + u, v] + x[first + j, s] * r[c, s, at + u, v]
+                    )
+    for u in T.unroll(vectors):
+        for i in T.unroll(sums - 1):
+            for v in T.vectorized(VECTOR):
+                acc[u, v] = acc[u, v] + acc[(i + 1) * vectors + u, v]
+        for v in T.vectorized(VECTOR):
+            z[p, at + u, v] = acc[u, v]
+        for v in T.vectorized(VECTOR):
+            most[v] = T.max(most[v], T.fabs(acc[u, v]))
+        for v in T.vectorized(VECTOR):
+            bad[v] = bad[v] + acc[u, v] * T.float32(0)
 
 
 def project_dense(members: int) -> Any:
@@ -137,27 +180,15 @@ def project_dense(members: int) -> Any:
                     for v in T.vectorized(VECTOR):
                         bad[u, v] = bad[u, v] + acc[u, v] * T.float32(0)
             for u in T.serial(members):
-                top = T.alloc_buffer((LANES,), "float32")
-                nan = T.alloc_buffer((LANES,), "float32")
-                for v in T.vectorized(LANES):
-                    top[v] = T.max(most[u, v], most[u, LANES + v])
-                for v in T.vectorized(LANES):
-                    nan[v] = bad[u, v] + bad[u, LANES + v]
-                most_of_8(top, nan, peak, T.min(group * members + u, rows - 1))
+                top = T.alloc_buffer((VECTOR,), "float32")
+                nan = T.alloc_buffer((VECTOR,), "float32")
+                for v in T.vectorized(VECTOR):
+                    top[v] = most[u, v]
+                for v in T.vectorized(VECTOR):
+                    nan[v] = bad[u, v]
+                most_of_16(top, nan, peak, T.min(group * members + u, rows - 1))
 
     return project_dense
-
-
-@T.macro
-def most_of_8(values, bad, out, at):  # type: ignore[no-untyped-def]  # a macro
-    """``out[at]`` = the largest of eight; NaN if there is one in ``bad``."""
-    for v in T.vectorized(4):
-        values[v] = T.max(values[v], values[4 + v])
-    for v in T.vectorized(4):
-        bad[v] = bad[v] + bad[4 + v]
-    out[at] = T.max(T.max(values[0], values[1]), T.max(values[2], values[3])) + (
-        (bad[0] + bad[1]) + (bad[2] + bad[3])
-    )
 
 
 def round_rows(as_bytes: bool) -> Any:
