@@ -138,8 +138,11 @@ class _Candidate:
         what = (self.geometry, self.search, read, self.made, self.rows)
         block = self.settings.block
         if self.inference:
-            return inference_cost(*what, block, self.few_rows)
-        return row_cost(*what) if self.few_rows else layer_cost(*what, block)
+            cost = inference_cost(*what, block, self.few_rows)
+        else:
+            cost = row_cost(*what) if self.few_rows else layer_cost(*what, block)
+        product = self.dense.kind == "Linear" and not self.few_rows
+        return cost.against_products() if product else cost
 
 
 class _Chooser:
