@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -19,6 +20,7 @@ from dsgc.programs import (
     dense_rules,
     elementwise_rules,
     function_rules,
+    grouped_rules,
 )
 from dsgc.programs.arithmetic_rules import arithmetic_rule
 from dsgc.programs.moving_rules import moving_rule
@@ -128,7 +130,8 @@ class ModelRules:
             return lambda: replace(dense_rules.convolution(*given), fleeting=is_fleeting(node))
         if conv.groups == conv.in_channels == conv.out_channels:
             return lambda: dense_rules.depthwise(*given)
-        return None
+        made = partial(grouped_rules.convolution, *given, conv.groups)
+        return lambda: replace(made(), fleeting=is_fleeting(node))
 
     # What may be a module, a function or a method
 
