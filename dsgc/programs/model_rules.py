@@ -13,6 +13,7 @@ from dsgc.passes.geometry import conv_padding
 from dsgc.passes.patterns import (
     batch_norm,
     elementwise,
+    layer_module,
     module_of,
     pooling,
 )
@@ -21,9 +22,11 @@ from dsgc.programs import (
     elementwise_rules,
     function_rules,
     grouped_rules,
+    transposed_rules,
 )
 from dsgc.programs.arithmetic_rules import arithmetic_rule
-from dsgc.programs.moving_rules import moving_rule
+from dsgc.programs.interpolation_rules import interpolation_rule
+from dsgc.programs.moving_rules import moving_rule, run_of
 from dsgc.programs.recognise import (
     CONCATENATIONS,
     affine_of,
@@ -105,6 +108,9 @@ class ModelRules:
             return lambda: dense_rules.affine(self.writer, x, *affine_of(norm))
         if isinstance(module, nn.Conv2d):
             return self.convolution_rule(node, module, x)
+        if isinstance(module, nn.ConvTranspose2d):
+            known = layer_module(node, (nn.ConvTranspose2d,)) is not None
+            return transposed_rules.convolution_rule(self.writer, module, x) if known else None
         if isinstance(module, nn.Linear) and x.matrix:
             return lambda: dense_rules.linear(self.writer, x, module.weight, module.bias)
         if changes_nothing(node):
@@ -154,6 +160,9 @@ class ModelRules:
         known, made = self.known(node), self.made[node]
         rule = moving_rule(self.writer, node, x, known, made)
         if rule is not None or not isinstance(made, Tensor):
+            return rule
+        run = run_of(node, x, known, made)
+        if (rule := interpolation_rule(self.writer, node, x, run)) is not None:
             return rule
         return function_rules.averaging_rule(self.writer, node, x, self.shape(node))
 
