@@ -33,6 +33,7 @@ __all__ = [
     "lists",
     "moves",
     "neuron",
+    "norms",
     "plain_convolution",
     "residual",
     "rows",
@@ -316,6 +317,18 @@ def moves() -> Family:
         return [moves.blend_rows(), moves.gather_rows()]
 
     return Family("moves", functions)
+
+
+@functools.cache
+def norms() -> Family:
+    """Layer norms in programs that run without torch."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import norms
+
+        return [norms.norm_rows()]
+
+    return Family("norms", functions)
 
 
 @functools.cache

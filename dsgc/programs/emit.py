@@ -22,6 +22,7 @@ from dsgc.passes.patterns import (
 from dsgc.programs import dense_rules, search_rules, sparse_rules
 from dsgc.programs.errors import unsupported
 from dsgc.programs.model_rules import ModelRules
+from dsgc.programs.moving_rules import as_rows
 from dsgc.programs.program import Emitted
 from dsgc.programs.recognise import (
     affine_of,
@@ -109,9 +110,17 @@ class _Emitter:
         return rule()
 
     def rule(self, node: fx.Node) -> Callable[[], Any] | None:
-        arranged = any(isinstance(self.values[one], Arranged) for one in node.all_input_nodes)
-        own = None if arranged else self.our_rule(node)
-        return own or self.models.rule(node)
+        """What writes a node. Values in another shape are moved if nothing takes them so."""
+        arranged = [one for one in node.all_input_nodes if isinstance(self.values[one], Arranged)]
+        if not arranged:
+            return self.our_rule(node) or self.models.rule(node)
+        if (rule := self.models.arranged_rule(node)) is not None:
+            return rule
+        made = [as_rows(self.writer, self.values[one]) for one in arranged]
+        if any(isinstance(one, Arranged) for one in made):
+            return None
+        self.values.update(zip(arranged, made, strict=True))
+        return self.our_rule(node) or self.models.rule(node)
 
     def check_that_example_can_run(self, node: fx.Node) -> None:
         """Refuse what the user would notice: hooks, and modules that are the user's own code."""
@@ -143,9 +152,10 @@ class _Emitter:
         return cast("tuple[Any, ...]", fx.map_arg(node.args, lambda read: self.values[read]))
 
     def rows(self, value: Any, node: fx.Node) -> Rows:
-        if not isinstance(value, Rows):
+        found = as_rows(self.writer, value) if isinstance(value, Arranged) else value
+        if not isinstance(found, Rows):
             raise self.refusal(node)
-        return value
+        return found
 
     # Inputs and outputs
 

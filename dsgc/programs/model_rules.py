@@ -35,6 +35,7 @@ from dsgc.programs.recognise import (
     joined,
     softmax_dimension,
 )
+from dsgc.programs.token_rules import layer_norm_rule, token_rule
 from dsgc.programs.values import Arranged, Packed, Rows, is_live
 from dsgc.programs.writer import Writer
 
@@ -63,8 +64,6 @@ class ModelRules:
         """What writes a node, None if nothing here does."""
         if _asks_for_a_shape(node):
             return lambda: self.made[node]
-        if any(isinstance(self.values[read], Arranged) for read in node.all_input_nodes):
-            return self.arranged_rule(node)
         return self.module_rule(node) or self.function_rule(node)
 
     def value(self, node: object) -> Any:
@@ -81,16 +80,20 @@ class ModelRules:
     # What the model sees in another shape than it lies
 
     def arranged_rule(self, node: fx.Node) -> Rule | None:
-        x = self.value(node.args[0]) if node.args else None
+        """What writes a node that reads such values, without moving them."""
+        if _asks_for_a_shape(node):
+            return lambda: self.made[node]
+        x, made = (self.value(node.args[0]) if node.args else None), self.made[node]
         if not isinstance(x, Arranged):
-            return None
+            return token_rule(self.writer, node, self.values)
         if changes_nothing(node):
             return lambda: x
-        made = self.made[node]
         rule = moving_rule(self.writer, node, x, self.known(node), made)
         if rule is not None or not isinstance(made, Tensor):
             return rule
-        return function_rules.arranged_averaging_rule(self.writer, node, x, tuple(made.shape))
+        return function_rules.arranged_averaging_rule(
+            self.writer, node, x, tuple(made.shape)
+        ) or token_rule(self.writer, node, self.values)
 
     # Modules
 
@@ -148,6 +151,8 @@ class ModelRules:
         what = pooling(node, self.known(node))
         if what is not None:
             return lambda: dense_rules.pool(self.writer, x, what)
+        if x.matrix and (norm := layer_norm_rule(self.writer, node, x, self.values)) is not None:
+            return norm
         applied = elementwise_rules.function_of(node)
         if applied is not None:
             return lambda: elementwise_rules.apply(self.writer, x, applied)

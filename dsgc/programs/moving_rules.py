@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from dsgc.passes.patterns import layer_module
 from dsgc.programs import dense_rules
-from dsgc.programs.places import Taken, arranged_by, is_in_order, taken
+from dsgc.programs.places import Taken, arranged_by, is_channels_last, is_in_order, taken
 from dsgc.programs.values import Arranged, Rows
 from dsgc.programs.writer import Writer
 from dsgc.tracing.kinds import name_of
@@ -68,10 +68,10 @@ def moving_rule(
     if isinstance(found, list):
         if not _are_of(found, made, writer.samples):
             return None
-        return lambda: tuple(as_rows(writer, one) for one in found)
+        return lambda: tuple(_placed(writer, one) for one in found)
     if found is None or not _are_of([found], [made], writer.samples):
         return None
-    return lambda: as_rows(writer, found)
+    return lambda: _placed(writer, found)
 
 
 def _are_of(found: Sequence[Arranged], made: Sequence[Tensor], samples: int) -> bool:
@@ -121,6 +121,12 @@ def _may_mix_samples(node: fx.Node, rank: int) -> bool:
     found: Any = node.args[at] if len(node.args) > at else named
     dims = found if isinstance(found, (tuple, list)) else (found,)
     return any(not isinstance(dim, int) or dim % rank == 0 for dim in dims)
+
+
+def _placed(writer: Writer, value: Arranged) -> Rows | Arranged:
+    """As rows, but for channels that come last: whoever reads those may not want them moved."""
+    lies = value.places.dim() == 1 or tuple(value.places.shape) == value.rows.size
+    return value if not lies and is_channels_last(value) else as_rows(writer, value)
 
 
 def as_rows(writer: Writer, value: Arranged) -> Rows | Arranged:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsgc.programs.values import Arranged, Rows
 
-__all__ = ["Taken", "arranged_by", "is_in_order", "places_in", "taken"]
+__all__ = ["Taken", "arranged_by", "is_channels_last", "is_in_order", "places_in", "taken"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,13 @@ def places_in(value: Rows | Arranged) -> Tensor:
 def is_in_order(places: Tensor) -> bool:
     """Whether values are all there, as they were."""
     return torch.equal(places.flatten(), torch.arange(places.numel()))
+
+
+def is_channels_last(value: Arranged) -> bool:
+    """Whether the last dimension is all channels of a pixel, in their order."""
+    channels, height, width = value.rows.size
+    behind = value.places[..., :1] + height * width * torch.arange(channels)
+    return value.places.shape[-1] == channels and torch.equal(behind, value.places)
 
 
 def arranged_by(

@@ -75,3 +75,17 @@ def test_tiles_of_a_grouped_convolution_read_their_own_channels(depth: int, colu
         made = F.conv2d(maps[:, first : first + depth], plain, bias[own], padding=1)
         found = out.view(SAMPLES, *size, -1)[..., own].permute(0, 3, 1, 2)
         torch.testing.assert_close(found, made, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 16), (16, 16), (37, 48)])
+def test_layer_norms_of_rows(channels: int, width: int) -> None:
+    torch.manual_seed(0)
+    x = F.pad(torch.randn(11, channels) * 5.0 + 20.0, (0, width - channels, 0, 1))
+    scale, shift = torch.randn(width), torch.randn(width)
+    out = torch.full((12, width), float("nan"))
+    LIBRARIES(families.norms(), "norm_rows")(x, scale, shift, out, channels, 1e-5)
+    rows = x[:-1, :channels].double()
+    expected = F.layer_norm(rows, (channels,), scale[:channels].double(), shift[:channels].double())
+    torch.testing.assert_close(out[:-1, :channels], expected.float(), rtol=1e-4, atol=1e-5)
+    assert not out[-1].any()
+    assert not out[:, channels:].any()
