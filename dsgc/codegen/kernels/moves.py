@@ -33,9 +33,10 @@ def blend_rows() -> Any:
             if p < rows - 1:
                 for tap in T.serial(taps):
                     near: T.let = T.cast(table[tap, p % pixels], "int64")
+                    row: T.let = p // pixels * area + near
                     part: T.let = weight[tap, p % pixels]
                     for c in T.serial(width):
-                        y[p, c] = y[p, c] + part * x[p // pixels * area + near, c]
+                        y[p, c] = y[p, c] + part * x[row, c]
 
     return blend_rows
 
@@ -73,11 +74,15 @@ def gather_rows() -> Any:
             if p < rows - 1:
                 near: T.let = T.cast(table[p % pixels], "int64")
                 if near >= 0:
+                    row: T.let = p // pixels * area + near
                     first: T.let = T.cast(skip[p % pixels], "int64")
                     for c in T.serial(width):
-                        if channels[c] >= 0:
-                            y[p, c] = x[
-                                p // pixels * area + near, first + T.cast(channels[c], "int64")
-                            ]
+                        # Without a branch, so that vectors are gathered: 0 stands for none.
+                        channel: T.let = T.cast(T.max(channels[c], 0), "int64")
+                        y[p, c] = T.Select(
+                            channels[c] >= 0,
+                            x[row, first + channel],
+                            T.float32(0),
+                        )
 
     return gather_rows
