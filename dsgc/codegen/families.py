@@ -27,10 +27,13 @@ __all__ = [
     "dense",
     "dense_search",
     "elementwise",
+    "grouped_convolution",
     "linear",
     "linear_pairs",
     "lists",
+    "moves",
     "neuron",
+    "norms",
     "plain_convolution",
     "residual",
     "rows",
@@ -250,6 +253,19 @@ def plain_convolution() -> Family:
 
 
 @functools.cache
+def grouped_convolution() -> Family:
+    """Dense convolutions in groups, in programs without torch."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels.plain_convolution import grouped_convolution
+
+        sums = target.score_members * target.score_columns
+        return [grouped_convolution(c, max(2, sums // c)) for c in PLAIN_COLUMNS]
+
+    return Family("grouped_convolution", functions)
+
+
+@functools.cache
 def neuron() -> Family:
     """Dense rows into single neurons (block 1)."""
 
@@ -289,6 +305,30 @@ def rows() -> Family:
         ]
 
     return Family("rows", functions)
+
+
+@functools.cache
+def moves() -> Family:
+    """Interpolated pixels and reordered channels in programs that run without torch."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import moves
+
+        return [moves.blend_rows(), moves.gather_rows()]
+
+    return Family("moves", functions)
+
+
+@functools.cache
+def norms() -> Family:
+    """Layer norms in programs that run without torch."""
+
+    def functions(target: CpuTarget) -> list[Any]:
+        from dsgc.codegen.kernels import norms
+
+        return [norms.norm_rows()]
+
+    return Family("norms", functions)
 
 
 @functools.cache

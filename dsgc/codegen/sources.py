@@ -31,8 +31,9 @@ LANGUAGES = ("tvmscript", "llvm", "asm")
 
 _Maker = Callable[..., Family]
 _WHOLE: tuple[_Maker, ...] = (
-    families.lists, families.dense_search, families.plain_convolution, families.maps,
-    families.neuron, families.rows, families.elementwise, families.skipping,
+    families.lists, families.dense_search, families.plain_convolution,
+    families.grouped_convolution, families.maps, families.neuron, families.rows,
+    families.elementwise, families.moves, families.norms, families.skipping,
 )  # fmt: skip
 _OF_ONE_BLOCK: tuple[_Maker, ...] = (
     families.blocked, families.dense, families.dense_in_place, families.linear,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ __all__ = [
     "layer_module",
     "module_of",
     "pool",
+    "pooling",
     "remove_dead",
     "runs_code_of",
     "shape_of",
@@ -175,10 +176,17 @@ _POOL_FUNCTIONS: dict[Any, tuple[str, tuple[str, ...]]] = {
     torch.max_pool2d: ("max", _MAX_NAMES),
     F.avg_pool2d: ("avg", _AVG_NAMES),
 }
+_MOST_PACKED = 254  # positions of a window that packed pooling can tell apart
 
 
 def pool(node: fx.Node) -> Pool | None:
     """The pooling that `node` does on maps, if it is one that a packed value can go through."""
+    found = pooling(node, {})
+    return None if found is None or found.area > _MOST_PACKED else found
+
+
+def pooling(node: fx.Node, known: Mapping[fx.Node, Any]) -> Pool | None:
+    """The pooling that `node` does on maps, whose sizes may be among the `known` values."""
     shape = shape_of(node.args[0]) if node.args else None
     if shape is None or len(shape) != 4:
         return None
@@ -190,21 +198,24 @@ def pool(node: fx.Node) -> Pool | None:
         values = {name: getattr(module, name, None) for name in names}
     elif node.op == "call_function" and node.target in _POOL_FUNCTIONS:
         mode, names = _POOL_FUNCTIONS[node.target]
-        if len(node.all_input_nodes) != 1 or len(node.args) - 1 > len(names):
+        first, *others = node.args
+        read = [one for one in node.all_input_nodes if one is not first]
+        if any(one not in known for one in read) or len(others) > len(names):
             return None
-        values = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        named = {**dict(zip(names, others, strict=False)), **node.kwargs}
+        values = fx.map_arg(named, lambda one: known[one])
     else:
         return None
     if values.get("return_indices") or values.get("divisor_override") is not None:
         return None
-    kernel = _pair(values["kernel_size"])
     stride = values.get("stride")
-    if _pair(values.get("dilation") or 1) != (1, 1) or math.prod(kernel) > 254:
+    if _pair(values.get("dilation") or 1) != (1, 1):
         return None
+    kernel = _pair(values["kernel_size"])
     return Pool(
         mode,
         kernel,
-        kernel if stride is None or stride == [] else _pair(stride),
+        kernel if stride is None or (not isinstance(stride, int) and not stride) else _pair(stride),
         _pair(values.get("padding") or 0),
         bool(values.get("ceil_mode") or False),
         bool(values.get("count_include_pad", True)),

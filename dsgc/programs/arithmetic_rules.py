@@ -19,9 +19,16 @@ __all__ = ["arithmetic_rule"]
 Rule = Callable[[], Rows]
 
 _ADD: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-_SUB: tuple[Any, ...] = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
-_MUL: tuple[Any, ...] = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_DIV: tuple[Any, ...] = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+_SUB: tuple[Any, ...] = (
+    operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract",
+)  # fmt: skip
+_MUL: tuple[Any, ...] = (
+    operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply",
+)  # fmt: skip
+_DIV: tuple[Any, ...] = (
+    operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_",
+    "divide", "true_divide",
+)  # fmt: skip
 _NEG: tuple[Any, ...] = (operator.neg, torch.neg, "neg")
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
@@ -34,11 +41,14 @@ def arithmetic_rule(writer: Writer, node: fx.Node, values: Sequence[Any]) -> Rul
     if len(values) != 2 or set(node.kwargs) - {"alpha"} or not isinstance(alpha, (int, float)):
         return None
     left, right = values
+    target: Any = node.target
+    if target is torch.rsub:
+        target, left, right = torch.sub, right, left
     if isinstance(left, Rows) and isinstance(right, Rows):
-        return _of_two(writer, node.target, left, right, float(alpha))
+        return _of_two(writer, target, left, right, float(alpha))
     if isinstance(left, Rows):
-        return _with_constant(writer, node.target, left, right, float(alpha))
-    return _from_constant(writer, node.target, left, right, float(alpha))
+        return _with_constant(writer, target, left, right, float(alpha))
+    return _from_constant(writer, target, left, right, float(alpha))
 
 
 def _of_two(writer: Writer, target: Any, left: Rows, right: Rows, alpha: float) -> Rule | None:
@@ -49,13 +59,13 @@ def _of_two(writer: Writer, target: Any, left: Rows, right: Rows, alpha: float) 
     if target in _MUL:
         large, small = (left, right) if same or _is_gate(right, left) else (right, left)
         return lambda: _combined(writer, "product_rows", large, small)
-    if target in _ADD and (same or _is_gate(right, left)):
-        return lambda: _combined(writer, "sum_rows", left, right, alpha)
-    if target in _ADD and alpha == 1.0:
-        return lambda: _combined(writer, "sum_rows", right, left, alpha)
-    if target in _SUB and (same or _is_gate(right, left)):
-        return lambda: _combined(writer, "sum_rows", left, right, -alpha)
-    return None
+    if target not in _ADD and target not in _SUB:
+        return None
+    factor = alpha if target in _ADD else -alpha
+    if same or _is_gate(right, left):
+        return lambda: _combined(writer, "sum_rows", left, right, factor)
+    scaled = _scaled(writer, right, factor, 0.0)
+    return lambda: _combined(writer, "sum_rows", right if factor == 1.0 else scaled(), left)
 
 
 def _is_gate(small: Rows, large: Rows) -> bool:

@@ -28,9 +28,12 @@ from dsgc.programs.values import Rows
 from dsgc.programs.writer import Writer, filled
 
 __all__ = [
+    "Window",
     "adaptive_average",
     "affine",
     "convolution",
+    "convolution_over",
+    "convolved",
     "depthwise",
     "flatten",
     "linear",
@@ -93,8 +96,8 @@ def affine(writer: Writer, value: Rows, scale: Tensor, shift: Tensor) -> Rows:
     return replace(x, act="affine", scale=scale, shift=shift, closed=False)
 
 
-def _convolved(x: Rows, weight: Tensor, window: Window) -> Geometry:
-    """Which pixels of `x` a convolution with `weight` reads."""
+def convolved(x: Rows, weight: Tensor, window: Window) -> Geometry:
+    """Which pixels of `x` a convolution with `weight` [K, C, kh, kw] reads."""
     kernel = weight.shape[2:]
     target = conv_output_size(x.size, kernel, *window)
     return Geometry.forward(x.size[1:], target, kernel, *window)
@@ -108,8 +111,14 @@ def convolution(
     window: Window,
 ) -> Rows:
     """A dense convolution."""
+    return convolution_over(writer, value, weight, bias, convolved(value, weight, window))
+
+
+def convolution_over(
+    writer: Writer, value: Rows, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Rows:
+    """A convolution with `weight` [K, C, kh, kw], whose taps touch the pixels of `geometry`."""
     x, outputs = writer.settle(value), weight.shape[0]
-    geometry = _convolved(x, weight, window)
     wide = ceil_div(outputs, DENSE_BLOCK) * DENSE_BLOCK
     columns = plain_columns(wide, x.width * math.prod(geometry.kernel)) or DENSE_BLOCK
     made = replace(writer.rows((outputs, *geometry.target), width=wide), closed=False)
@@ -135,7 +144,7 @@ def depthwise(
 ) -> Rows:
     """A convolution of every channel by itself: `weight` [C, 1, kh, kw]."""
     x, channels = writer.settle(value), weight.shape[0]
-    geometry = _convolved(x, weight, window)
+    geometry = convolved(x, weight, window)
     made = writer.rows((channels, *geometry.target), width=x.width)
     taps = F.pad(weight.detach().reshape(channels, -1).T, (0, x.width - channels)).contiguous()
     writer.program.call(

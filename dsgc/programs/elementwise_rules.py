@@ -17,6 +17,9 @@ from dsgc.programs.writer import Writer
 __all__ = ["Applied", "apply", "apply_packed", "concatenation_rule", "function_of", "softmax"]
 
 
+_INFINITY = float("inf")
+
+
 class Applied(NamedTuple):
     """A function of single values: the kernel's name, and two parameters."""
 
@@ -35,29 +38,59 @@ def _of_module(module: nn.Module) -> Applied | None:
     if isinstance(module, nn.ELU):
         return Applied("elu", float(module.alpha))
     if isinstance(module, nn.GELU):
-        return Applied("gelu") if module.approximate == "none" else None
-    plain = {nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.Tanh: "tanh"}
-    return next((Applied(name) for kind, name in plain.items() if isinstance(module, kind)), None)
+        return _gelu(module.approximate)
+    if isinstance(module, nn.Softplus):
+        return _softplus(module.beta, module.threshold)
+    return next((Applied(name) for kind, name in _PLAIN.items() if isinstance(module, kind)), None)
+
+
+_PLAIN: Mapping[type[nn.Module], str] = {
+    nn.Hardsigmoid: "hardsigmoid", nn.Hardswish: "hardswish", nn.Mish: "mish",
+    nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.Tanh: "tanh",
+}  # fmt: skip
+
+
+def _gelu(approximate: str = "none") -> Applied:
+    return Applied("gelu" if approximate == "none" else "gelu_tanh")
+
+
+def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Applied | None:
+    if not beta > 0.0:
+        return None
+    return Applied("softplus", float(beta), float(threshold))
+
+
+def _clamped(min: Any = None, max: Any = None) -> Applied | None:
+    low, high = -_INFINITY if min is None else min, _INFINITY if max is None else max
+    if not all(isinstance(bound, (int, float)) for bound in (low, high)) or low > high:
+        return None  # bounds that are tensors, or meet
+    return Applied("bounds", float(low), float(high))
+
+
+def _named(name: str) -> tuple[Callable[..., Applied], Sequence[str]]:
+    return (lambda: Applied(name)), ()
 
 
 # Functions with their parameters by name, in the order of their arguments.
-_FUNCTIONS: Mapping[Any, tuple[Callable[..., Applied], Sequence[str]]] = {
+_FUNCTIONS: Mapping[Any, tuple[Callable[..., Applied | None], Sequence[str]]] = {
     F.relu6: (lambda: Applied("bounds", 0.0, 6.0), ()),
+    F.hardtanh: (
+        lambda min_val=-1.0, max_val=1.0: _clamped(min_val, max_val), ("min_val", "max_val"),
+    ),
+    **dict.fromkeys((torch.clamp, torch.clip, "clamp", "clip"), (_clamped, ("min", "max"))),
     F.leaky_relu: (
-        lambda negative_slope=0.01: Applied("leaky_relu", negative_slope),
-        ("negative_slope",),
+        lambda negative_slope=0.01: Applied("leaky_relu", negative_slope), ("negative_slope",),
     ),
     F.elu: (lambda alpha=1.0: Applied("elu", alpha), ("alpha",)),
-    F.gelu: (lambda: Applied("gelu"), ()),
-    F.hardswish: (lambda: Applied("hardswish"), ()),
-    F.silu: (lambda: Applied("silu"), ()),
-    F.tanh: (lambda: Applied("tanh"), ()),
-    torch.tanh: (lambda: Applied("tanh"), ()),
-    "tanh": (lambda: Applied("tanh"), ()),
-    F.sigmoid: (lambda: Applied("sigmoid"), ()),
-    torch.sigmoid: (lambda: Applied("sigmoid"), ()),
-    "sigmoid": (lambda: Applied("sigmoid"), ()),
-}
+    F.gelu: (_gelu, ("approximate",)),
+    F.softplus: (_softplus, ("beta", "threshold")),
+    F.hardsigmoid: _named("hardsigmoid"),
+    F.hardswish: _named("hardswish"),
+    F.mish: _named("mish"),
+    F.silu: _named("silu"),
+    **{name: _named("tanh") for name in (F.tanh, torch.tanh, "tanh")},
+    **{name: _named("sigmoid") for name in (F.sigmoid, torch.sigmoid, "sigmoid")},
+}  # fmt: skip
 
 
 def function_of(node: fx.Node) -> Applied | None:
@@ -108,10 +141,16 @@ def softmax(writer: Writer, value: Rows) -> Rows:
     return made
 
 
-def concatenation_rule(writer: Writer, values: Sequence[Any]) -> Callable[[], Rows] | None:
-    """The rule for values side by side, if all are maps, or matrices, of one size."""
+def concatenation_rule(
+    writer: Writer, values: Sequence[Any], dimension: object
+) -> Callable[[], Rows] | None:
+    """The rule for values side by side, if all are maps, or matrices, of one size, and the
+    dimension is that of channels.
+    """
     rows = [value for value in values if isinstance(value, Rows)]
     if len(rows) != len(values) or len({(x.size[1:], x.matrix) for x in rows}) != 1:
+        return None
+    if dimension not in ((1, -1) if rows[0].matrix else (1, -3)):
         return None
     return lambda: _concatenate(writer, rows)
 

@@ -8,46 +8,31 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from dsgc.codegen.target import CpuTarget
 from dsgc.ops.normalization import PackedBatchNorm
 from dsgc.ops.recompute import Recompute, RecomputedConv2d
-from dsgc.passes.geometry import conv_padding
 from dsgc.passes.patterns import (
     Pool,
-    batch_norm,
-    elementwise,
     has_hooks,
-    is_flatten,
     module_of,
-    pool,
 )
-from dsgc.programs import (
-    dense_rules,
-    elementwise_rules,
-    function_rules,
-    search_rules,
-    sparse_rules,
-)
-from dsgc.programs.arithmetic_rules import arithmetic_rule
+from dsgc.programs import dense_rules, search_rules, sparse_rules
 from dsgc.programs.errors import unsupported
-from dsgc.programs.moving_rules import moving_rule
+from dsgc.programs.model_rules import ModelRules
+from dsgc.programs.moving_rules import as_rows
 from dsgc.programs.program import Emitted
 from dsgc.programs.recognise import (
-    CONCATENATIONS,
     affine_of,
-    changes_nothing,
     is_fleeting,
     is_known_module,
-    joined_along_channels,
     own_operator,
-    softmax_dimension,
     writes_the_batch_out,
 )
 from dsgc.programs.run_example import run_example
-from dsgc.programs.values import Chosen, Packed, Rows, Source
+from dsgc.programs.values import Arranged, Chosen, Packed, Rows, Source, is_live
 from dsgc.programs.writer import Writer
 from dsgc.select import PackedSelection
 from dsgc.tracing.blame import user_line
@@ -88,6 +73,7 @@ class _Emitter:
         self.made = run_example(graph, inputs)
         self.batch = inputs[0].shape[0]
         self.values: dict[fx.Node, Any] = {}
+        self.models = ModelRules(self.writer, self.values, self.made)
         self.layers = sorted((name for name in layers if name), key=len, reverse=True)
 
     def run(self) -> Emitted:
@@ -114,24 +100,33 @@ class _Emitter:
             return self.output(node)
         if node.op == "get_attr":
             return self.made[node]
-        if not any(self.is_live(self.values[read]) for read in node.all_input_nodes):
+        if not any(is_live(self.values[read]) for read in node.all_input_nodes):
             return self.made[node]  # it depends on nothing that an input changes
         if writes_the_batch_out(node):
             raise self.refusal(node)
-        rule = self.our_rule(node) or self.module_rule(node) or self.function_rule(node)
+        rule = self.rule(node)
         if rule is None:
             raise self.refusal(node)
         return rule()
+
+    def rule(self, node: fx.Node) -> Callable[[], Any] | None:
+        """What writes a node. Values in another shape are moved if nothing takes them so."""
+        arranged = [one for one in node.all_input_nodes if isinstance(self.values[one], Arranged)]
+        if not arranged:
+            return self.our_rule(node) or self.models.rule(node)
+        if (rule := self.models.arranged_rule(node)) is not None:
+            return rule
+        made = [as_rows(self.writer, self.values[one]) for one in arranged]
+        if any(isinstance(one, Arranged) for one in made):
+            return None
+        self.values.update(zip(arranged, made, strict=True))
+        return self.our_rule(node) or self.models.rule(node)
 
     def check_that_example_can_run(self, node: fx.Node) -> None:
         """Refuse what the user would notice: hooks, and modules that are the user's own code."""
         module = module_of(node)
         if module is not None and (has_hooks(module) or not is_known_module(module)):
             raise self.refusal(node)
-
-    def is_live(self, value: Any) -> bool:
-        parts = value if isinstance(value, tuple) else (value,)
-        return any(isinstance(part, (Rows, Packed, Chosen)) for part in parts)
 
     def refusal(self, node: fx.Node) -> Exception:
         module = module_of(node)
@@ -157,9 +152,10 @@ class _Emitter:
         return cast("tuple[Any, ...]", fx.map_arg(node.args, lambda read: self.values[read]))
 
     def rows(self, value: Any, node: fx.Node) -> Rows:
-        if not isinstance(value, Rows):
+        found = as_rows(self.writer, value) if isinstance(value, Arranged) else value
+        if not isinstance(found, Rows):
             raise self.refusal(node)
-        return value
+        return found
 
     # Inputs and outputs
 
@@ -293,109 +289,3 @@ class _Emitter:
         *source, shortcut, relu = self.arguments(node)
         rows = self.rows(shortcut, node)
         return sparse_rules.residual_add(self.writer, self.source(source), rows, relu)
-
-    # Modules and functions of the dense model
-
-    def module_rule(self, node: fx.Node) -> Callable[[], Any] | None:
-        module = module_of(node)
-        if module is None:
-            return None
-        x = self.value(node.args[0]) if node.args else None
-        if isinstance(x, Packed):
-            return self.packed_rule(node, x)
-        if not isinstance(x, Rows):
-            return None
-        norm = batch_norm(node)
-        if norm is not None and norm.running_mean is not None:
-            return lambda: dense_rules.affine(self.writer, x, *affine_of(norm))
-        if isinstance(module, nn.Conv2d):
-            return self.convolution_rule(node, module, x)
-        if isinstance(module, nn.Linear) and x.matrix:
-            return lambda: dense_rules.linear(self.writer, x, module.weight, module.bias)
-        if changes_nothing(node):
-            return lambda: x
-        if isinstance(module, nn.AdaptiveAvgPool2d):
-            return lambda: dense_rules.adaptive_average(self.writer, x, self.pixels(node))
-        if (rule := self.moving_rule(node, x)) is not None:
-            return rule
-        plain = isinstance(module, nn.Flatten)
-        reshaped = function_rules.reshape_rule(self.writer, x, self.shape(node)) if plain else None
-        return reshaped or self.shared_rule(node, x)
-
-    def packed_rule(self, node: fx.Node, x: Packed) -> Callable[[], Any] | None:
-        """Functions that keep zeros, of packed values."""
-        applied = elementwise_rules.function_of(node)
-        if applied is None or elementwise(node) != "zero":
-            return None
-        return lambda: elementwise_rules.apply_packed(self.writer, x, applied)
-
-    def convolution_rule(self, node: fx.Node, conv: nn.Conv2d, x: Rows) -> Callable[[], Any] | None:
-        padding = conv_padding(conv)
-        single = conv.groups == conv.in_channels == conv.out_channels
-        if (conv.groups != 1 and not single) or conv.padding_mode != "zeros" or padding is None:
-            return None
-        window = (conv.stride, padding, conv.dilation)
-        if conv.groups != 1:
-            return lambda: dense_rules.depthwise(self.writer, x, conv.weight, conv.bias, window)
-        return lambda: replace(
-            dense_rules.convolution(self.writer, x, conv.weight, conv.bias, window),
-            fleeting=is_fleeting(node),
-        )
-
-    def shared_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
-        """Rules for what may be a module, a function or a method."""
-        kind = elementwise(node)
-        if kind in ("relu", "identity"):
-            return lambda: x if kind == "identity" else dense_rules.relu(self.writer, x)
-        what = pool(node)
-        if what is not None:
-            return lambda: dense_rules.pool(self.writer, x, what)
-        applied = elementwise_rules.function_of(node)
-        if applied is not None:
-            return lambda: elementwise_rules.apply(self.writer, x, applied)
-        if softmax_dimension(node) in ((1, -1) if x.matrix else (1, -3)):
-            return lambda: elementwise_rules.softmax(self.writer, x)
-        if is_flatten(node):
-            return lambda: dense_rules.flatten(self.writer, x)
-        return None
-
-    def function_rule(self, node: fx.Node) -> Callable[[], Any] | None:
-        if node.op == "call_module":
-            return None
-        if node.target in CONCATENATIONS:
-            return elementwise_rules.concatenation_rule(
-                self.writer, [self.value(read) for read in joined_along_channels(node)]
-            )
-        values = [self.value(read) for read in node.args]
-        x = values[0] if values else None
-        if isinstance(x, Packed):
-            return self.packed_rule(node, x)
-        if (rule := arithmetic_rule(self.writer, node, values)) is not None:
-            return rule
-        if not isinstance(x, Rows):
-            return None
-        if changes_nothing(node):
-            return lambda: x
-        if node.op == "call_method" and node.target in ("size", "dim"):
-            return lambda: self.made[node]
-        if node.target is getattr and node.args[1] == "shape":
-            return lambda: self.made[node]
-        return self.moving_rule(node, x) or self.shared_rule(node, x)
-
-    def moving_rule(self, node: fx.Node, x: Rows) -> Callable[[], Any] | None:
-        read = {one: self.values[one] for one in node.all_input_nodes}
-        known = {one: value for one, value in read.items() if not self.is_live(value)}
-        if (rule := moving_rule(self.writer, node, x, known)) is not None:
-            return rule
-        if not isinstance(self.made[node], Tensor):
-            return None
-        if node.target in function_rules.RESHAPES:
-            return function_rules.reshape_rule(self.writer, x, self.shape(node))
-        return function_rules.averaging_rule(self.writer, node, x, self.shape(node))
-
-    def pixels(self, node: fx.Node) -> tuple[int, int]:
-        shape = self.shape(node)
-        return shape[2], shape[3]
-
-    def shape(self, node: fx.Node) -> tuple[int, ...]:
-        return tuple(self.made[node].shape)

@@ -91,7 +91,7 @@ def _dense_layer(node: fx.Node) -> nn.Conv2d | nn.Linear | None:
     module = layer_module(node, (nn.Conv2d, nn.Linear))
     if isinstance(module, nn.Conv2d):
         own = type(module)._conv_forward is not nn.Conv2d._conv_forward
-        return None if own or module.groups != 1 or module.padding_mode != "zeros" else module
+        return None if own or module.padding_mode != "zeros" else module
     return module if isinstance(module, nn.Linear) else None
 
 
@@ -164,7 +164,15 @@ def _like(layer: nn.Module | None, weight: Tensor, bias: Tensor) -> nn.Module:
     """The same layer with other parameters."""
     made: nn.Conv2d | nn.Linear
     if isinstance(layer, nn.Conv2d):
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+        names = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+        )
         same: dict[str, Any] = {name: getattr(layer, name) for name in names}
         made = nn.Conv2d(**same, device="meta")
     else:

@@ -1,7 +1,8 @@
-"""What functions and methods of the dense model become that reshape or average values."""
+"""What functions and methods of the dense model become that average pixels."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch.nn.functional as F
 from torch import fx
 
 from dsgc.programs import dense_rules
-from dsgc.programs.recognise import averages_pixels
-from dsgc.programs.values import Rows
+from dsgc.programs.moving_rules import as_rows
+from dsgc.programs.places import is_in_order
+from dsgc.programs.recognise import averaged_dimensions
+from dsgc.programs.values import Arranged, Rows
 from dsgc.programs.writer import Writer
 
-__all__ = ["RESHAPES", "Rule", "averaging_rule", "reshape_rule"]
+__all__ = ["arranged_averaging_rule", "averaging_rule"]
 
 Rule = Callable[[], Any]
-RESHAPES: tuple[Any, ...] = (torch.reshape, torch.flatten, "reshape", "view", "flatten")
 
 
 def averaging_rule(writer: Writer, node: fx.Node, x: Rows, made: Sequence[int]) -> Rule | None:
@@ -26,26 +28,30 @@ def averaging_rule(writer: Writer, node: fx.Node, x: Rows, made: Sequence[int]) 
         return None
     if node.target is F.adaptive_avg_pool2d and len(made) == 4:
         return lambda: dense_rules.adaptive_average(writer, x, (made[2], made[3]))
-    if not averages_pixels(node):
+    if averaged_dimensions(node) != [2, 3]:
         return None
     if len(made) == 4:
         return lambda: dense_rules.adaptive_average(writer, x, (1, 1))
     return lambda: dense_rules.flatten(writer, dense_rules.adaptive_average(writer, x, (1, 1)))
 
 
-def reshape_rule(writer: Writer, x: Rows, shape: tuple[int, ...]) -> Rule | None:
-    """Functions and modules that only make another `shape`, where that needs no kernel."""
-    batch = writer.samples
-    if shape == (batch, x.size[0], 1, 1) and x.matrix:
-        return lambda: _as_map(writer, x)
-    if shape == (batch, x.size[0]) and not x.matrix and x.size[1:] == (1, 1):
-        return lambda: dense_rules.flatten(writer, x)
-    if shape == ((batch, x.size[0]) if x.matrix else (batch, *x.size)):
-        return lambda: x
-    return None
+def arranged_averaging_rule(
+    writer: Writer, node: fx.Node, x: Arranged, made: Sequence[int]
+) -> Rule | None:
+    """Averages of the pixels of every channel, of maps in another shape, such as [N, C, H * W]."""
+    along, count = [one - 1 for one in averaged_dimensions(node)], math.prod(x.rows.size)
+    if not along or min(along) < 0 or x.places.numel() != count:
+        return None
+    others = [one for one in range(x.places.dim()) if one not in along]
+    channels = x.rows.size[0]
+    averaged = x.places.permute(*others, *along).reshape(channels, -1).sort(1)[0]
+    if not is_in_order(averaged) or math.prod(made[1:]) != channels:
+        return None
 
+    shape = tuple(made[1:])
 
-def _as_map(writer: Writer, x: Rows) -> Rows:
-    """A matrix as maps of one pixel."""
-    settled = writer.settle(x)
-    return Rows(settled.view, settled.size, False, closed=True)
+    def write() -> Rows | Arranged:
+        average = dense_rules.adaptive_average(writer, x.rows, (1, 1))
+        return as_rows(writer, Arranged(average, torch.arange(channels).view(shape)))
+
+    return write

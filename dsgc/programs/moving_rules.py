@@ -1,11 +1,10 @@
-"""What operations become that only move pixels and channels: slices, padding, upsampling."""
+"""What operations become that only move values: slices, padding, upsampling, other shapes."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,72 +12,101 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsgc.passes.patterns import layer_module
-from dsgc.programs.values import Rows, row_width
+from dsgc.programs import dense_rules
+from dsgc.programs.places import Taken, arranged_by, is_channels_last, is_in_order, taken
+from dsgc.programs.values import Arranged, Rows
 from dsgc.programs.writer import Writer
 from dsgc.tracing.kinds import name_of
 
-__all__ = ["moving_rule"]
+__all__ = ["as_rows", "moving_rule", "run_of"]
 
+_Run = Callable[[Tensor], Any]
 _FUNCTIONS: frozenset[Any] = frozenset(
-    (F.pad, F.interpolate, operator.getitem, torch.flip, torch.roll, torch.narrow, torch.chunk,
-     torch.split, torch.transpose, torch.permute, torch.swapaxes, "flip", "roll", "narrow", "chunk",
-     "split", "transpose", "permute", "swapaxes")
+    (F.pad, F.interpolate, F.channel_shuffle, F.pixel_shuffle, operator.getitem, torch.flip,
+     torch.roll, torch.narrow, torch.chunk, torch.split, torch.tensor_split, torch.transpose,
+     torch.permute, torch.swapaxes, torch.squeeze, torch.unsqueeze, torch.unflatten, "flip",
+     "roll", "narrow", "chunk", "split", "tensor_split", "transpose", "permute", "swapaxes",
+     "squeeze", "unsqueeze", "unflatten")
 )  # fmt: skip
+# Whose result's shape says all that they do.
+_RESHAPES: frozenset[Any] = frozenset((torch.reshape, torch.flatten, "reshape", "view", "flatten"))
+_EXPANSIONS = ("expand", "expand_as")
 _MODULES = (
-    nn.Upsample, nn.UpsamplingNearest2d, nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d,
-    nn.ReplicationPad2d, nn.CircularPad2d,
+    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.ZeroPad2d, nn.ConstantPad2d,
+    nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.ChannelShuffle, nn.PixelShuffle,
+    nn.Flatten, nn.Unflatten,
 )  # fmt: skip
 # The place of the argument that says along which dimensions.
-_DIMENSION_AT = {"roll": 2, "narrow": 1, "split": 2, "chunk": 2}
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """Where a result's values come from: channels `skip` to `skip + channels` of the source stand
-    behind `before` channels of zeros, pixels at `pixels`, -1 for zero.
-    """
-
-    size: tuple[int, int, int]
-    pixels: Tensor
-    channels: int
-    skip: int
-    before: int
+_DIMENSION_AT = {"roll": 2, "narrow": 1, "split": 2, "chunk": 2, "tensor_split": 2}
 
 
 def moving_rule(
-    writer: Writer, node: fx.Node, x: Rows, known: Mapping[fx.Node, Any]
+    writer: Writer,
+    node: fx.Node,
+    x: Rows | Arranged,
+    known: Mapping[fx.Node, Any],
+    made: Any,
 ) -> Callable[[], Any] | None:
-    """The rule for a node whose first argument is `x`; `known` are values that no input changes.
+    """The rule for a node whose first argument is `x`.
 
     Where values go is found by running the operation on their numbers, instead of reading its
     arguments: one rule serves all that move values in the same way in every sample.
+
+    Args:
+        writer: of the program.
+        node: what may move values.
+        x: its first argument.
+        known: what it reads that no input changes.
+        made: what it makes of the example, or tensors of these shapes.
     """
-    module = layer_module(node, _MODULES)
-    if module is None and node.target not in _FUNCTIONS:
+    if (run := run_of(node, x, known, made)) is None:
         return None
-    first, *others = node.args
-    if _may_mix_samples(node, 2 if x.matrix else 4) or any(
-        read not in known for read in node.all_input_nodes if read is not first
-    ):
-        return None
-    rest = fx.map_arg((tuple(others), dict(node.kwargs)), lambda read: known[read])
-
-    def run(values: Tensor) -> Any:
-        if module is not None:
-            return module(values)
-        if isinstance(node.target, str):
-            return getattr(values, node.target)(*rest[0], **rest[1])
-        return node.target(values, *rest[0], **rest[1])
-
     try:
-        found = _moves(run, x)
+        found = arranged_by(run, x)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None
-    if found is None:
+    if isinstance(found, list):
+        if not _are_of(found, made, writer.samples):
+            return None
+        return lambda: tuple(_placed(writer, one) for one in found)
+    if found is None or not _are_of([found], [made], writer.samples):
         return None
-    if isinstance(found, _Moved):
-        return lambda: _taken(writer, x, found)
-    return lambda: tuple(_taken(writer, x, one) for one in found)
+    return lambda: _placed(writer, found)
+
+
+def _are_of(found: Sequence[Arranged], made: Sequence[Tensor], samples: int) -> bool:
+    """Whether all was found, as in the example: two samples may look alike where more do not."""
+    shapes = [(samples, *one.places.shape) for one in found]
+    return shapes == [tuple(one.shape) for one in made]
+
+
+def run_of(
+    node: fx.Node, x: Rows | Arranged, known: Mapping[fx.Node, Any], made: Any
+) -> _Run | None:
+    """What a node does to two samples of `x`, if it may be something that moves values and treats
+    more samples alike; otherwise as :func:`moving_rule`.
+    """
+    rank = x.places.dim() + 1 if isinstance(x, Arranged) else (2 if x.matrix else 4)
+    if _may_mix_samples(node, rank):
+        return None
+    module = layer_module(node, _MODULES)
+    if module is not None:
+        return module
+    if node.op == "call_module":
+        return None
+    if node.target in _RESHAPES or node.target in _EXPANSIONS:
+        wanted = (2, *made.shape[1:])
+        reshapes = node.target in _RESHAPES
+        return lambda x: x.reshape(wanted) if reshapes else x.expand(wanted)
+    first, *others = node.args or (None,)
+    read = [one for one in node.all_input_nodes if one is not first]
+    if node.target not in _FUNCTIONS or any(one not in known for one in read):
+        return None
+    given, named = fx.map_arg((tuple(others), dict(node.kwargs)), lambda one: known[one])
+    target: Any = node.target
+    if isinstance(target, str):
+        return lambda x: getattr(x, target)(*given, **named)
+    return lambda x: target(x, *given, **named)
 
 
 def _may_mix_samples(node: fx.Node, rank: int) -> bool:
@@ -95,61 +123,37 @@ def _may_mix_samples(node: fx.Node, rank: int) -> bool:
     return any(not isinstance(dim, int) or dim % rank == 0 for dim in dims)
 
 
-def _moves(run: Callable[[Tensor], Any], x: Rows) -> _Moved | list[_Moved] | None:
-    count = 2 * math.prod(x.size)  # of two samples, which must not meet
-    shape = (2, x.size[0]) if x.matrix else (2, *x.size)
-    # None is zero, nor an average of others: what is not among them was computed, or added.
-    drawn = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1.0
-    made = run(drawn.view(shape))
-    ordered = drawn.sort()
-    if isinstance(made, Tensor):
-        return _moved(made, ordered, x)
-    found = [_moved(one, ordered, x) for one in made]
-    return [one for one in found if one is not None] if None not in found else None
+def _placed(writer: Writer, value: Arranged) -> Rows | Arranged:
+    """As rows, but for channels that come last: whoever reads those may not want them moved."""
+    lies = value.places.dim() == 1 or tuple(value.places.shape) == value.rows.size
+    return value if not lies and is_channels_last(value) else as_rows(writer, value)
 
 
-def _numbers(made: Tensor, drawn: tuple[Tensor, Tensor]) -> Tensor | None:
-    """From 1, the places of values among `drawn`, which are sorted, with their places; 0 for zeros.
-    None if there are others.
-    """
-    ordered, places = drawn
-    at = torch.searchsorted(ordered, made.contiguous()).clamp(max=len(ordered) - 1)
-    found = torch.where(made == 0, 0, places[at] + 1)
-    return found if bool(((made == 0) | (ordered[at] == made)).all()) else None
+def as_rows(writer: Writer, value: Arranged) -> Rows | Arranged:
+    """A map or matrix, if it can be made by moving whole rows; else nothing is moved yet."""
+    rows, places = value.rows, value.places
+    if is_in_order(places) and places.numel() == math.prod(rows.size):
+        if places.dim() == 1:
+            return rows if rows.matrix else dense_rules.flatten(writer, rows)
+        if tuple(places.shape) == rows.size:
+            return _as_map(writer, rows)
+    what = taken(value)
+    return value if what is None else _moved(writer, rows, what, places.dim() == 1)
 
 
-def _moved(made: Tensor, drawn: tuple[Tensor, Tensor], x: Rows) -> _Moved | None:
-    """What the numbers tell; None if values are computed, or move in another way."""
-    shape = (2, -1, 1, 1) if x.matrix else made.shape
-    if made.dim() != (2 if x.matrix else 4) or made.shape[0] != 2 or not made.numel():
-        return None
-    if (numbers := _numbers(made.reshape(shape), drawn)) is None:
-        return None
-    mine, other = numbers.flatten(2)
-    there = mine > 0
-    if not torch.equal(other, torch.where(there, mine + math.prod(x.size), 0)):
-        return None
-    area = x.size[1] * x.size[2]
-    channels, pixels = there.any(1).nonzero().flatten(), there.any(0).nonzero().flatten()
-    if not len(channels):
-        return None
-    from_channel = (mine[channels, pixels[0]] - 1) // area
-    from_pixel = (mine[channels[0]] - 1) % area
-    expected = torch.zeros_like(mine)
-    expected[channels[:, None], pixels] = from_channel[:, None] * area + from_pixel[pixels] + 1
-    before, skip = int(channels[0]), int(from_channel[0])
-    in_order = torch.equal(from_channel - skip, channels - before)
-    if not torch.equal(expected, mine) or not in_order:
-        return None
-    table = torch.full((mine.shape[1],), -1, dtype=torch.int32)
-    table[pixels] = from_pixel[pixels].to(torch.int32)
-    height, width = made.reshape(shape).shape[2:]
-    size = (mine.shape[0], int(height), int(width))
-    return _Moved(size, table, len(channels), skip, before)
-
-
-def _taken(writer: Writer, x: Rows, moved: _Moved) -> Rows:
+def _as_map(writer: Writer, x: Rows) -> Rows:
+    """A matrix as maps of one pixel; maps stay as they are."""
+    if not x.matrix:
+        return x
     settled = writer.settle(x)
-    made = writer.rows(moved.size, x.matrix, row_width(moved.size[0]))
-    writer.take(settled, made, moved.pixels, moved.channels, moved.skip, moved.before)
+    return Rows(settled.view, settled.size, False, closed=True)
+
+
+def _moved(writer: Writer, x: Rows, what: Taken, matrix: bool) -> Rows:
+    settled = writer.settle(x)
+    made = writer.rows(what.size, matrix)
+    if (run := what.run()) is not None:
+        writer.take(settled, made, what.pixels, *run)
+        return made
+    writer.gather(settled, made, what.pixels, what.skip, what.channels)
     return made

@@ -27,11 +27,11 @@ from dsgc.tracing.mode_dropout import ModeDropout
 __all__ = [
     "CONCATENATIONS",
     "affine_of",
-    "averages_pixels",
+    "averaged_dimensions",
     "changes_nothing",
     "is_fleeting",
     "is_known_module",
-    "joined_along_channels",
+    "joined",
     "own_operator",
     "softmax_dimension",
     "writes_the_batch_out",
@@ -41,7 +41,7 @@ CONCATENATIONS: tuple[Any, ...] = (torch.cat, torch.concat, torch.concatenate)
 _SOFTMAXES: tuple[Any, ...] = (F.softmax, torch.softmax, "softmax")
 _SAME_METHODS = ("contiguous", "clone", "detach")
 _MEANS: tuple[Any, ...] = (torch.mean, "mean")
-_RESHAPES: tuple[Any, ...] = (torch.reshape, "reshape", "view")
+_RESHAPES: tuple[Any, ...] = (torch.reshape, "reshape", "view", "expand")
 _OUR_NAMESPACES = ("dsgc", "dsgc_cpu")
 
 
@@ -64,17 +64,10 @@ def softmax_dimension(node: fx.Node) -> int | None:
     return found if isinstance(found, int) and len(node.args) <= 2 else None
 
 
-def joined_along_channels(node: fx.Node) -> list[fx.Node]:
-    """What a concatenation joins, if along the channels; else nothing."""
+def joined(node: fx.Node) -> tuple[object, object]:
+    """What a concatenation joins, and along which dimension."""
     parts = node.args[0] if node.args else node.kwargs.get("tensors")
-    dimension = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    if not isinstance(parts, (list, tuple)) or not isinstance(dimension, int):
-        return []
-    nodes = [part for part in parts if isinstance(part, fx.Node)]
-    shape = shape_of(nodes[0]) if nodes else None
-    if shape is None or len(nodes) != len(parts) or dimension % len(shape) != 1:
-        return []
-    return nodes
+    return parts, node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
 
 
 def is_fleeting(node: fx.Node) -> bool:
@@ -121,18 +114,15 @@ def affine_of(norm: nn.modules.batchnorm._NormBase) -> tuple[Tensor, Tensor]:
     return scale.detach(), shift.detach()
 
 
-def averages_pixels(node: fx.Node) -> bool:
-    """Whether a mean of maps [N, C, H, W] is that of all pixels of a channel."""
+def averaged_dimensions(node: fx.Node) -> list[int]:
+    """Along which dimensions a mean is taken; none for other nodes."""
     shape = shape_of(node.args[0]) if node.args else None
-    if node.target not in _MEANS or shape is None or len(shape) != 4:
-        return False
-    if node.kwargs.get("dtype") is not None:
-        return False
+    if node.target not in _MEANS or not shape or node.kwargs.get("dtype") is not None:
+        return []
     named = node.kwargs.get("dim", node.kwargs.get("axis"))
     found = node.args[1] if len(node.args) > 1 else named
-    if not isinstance(found, (list, tuple)) or not all(isinstance(one, int) for one in found):
-        return False
-    return sorted(one % 4 for one in found) == [2, 3]
+    dimensions = found if isinstance(found, (list, tuple)) else (found,)
+    return sorted(one % len(shape) if isinstance(one, int) else 0 for one in dimensions)
 
 
 def is_known_module(module: nn.Module) -> bool:

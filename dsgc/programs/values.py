@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from dsgc.ops.layout import ceil_div
 from dsgc.programs.program import View
 from dsgc.programs.sizes import BATCH, Size
 
-__all__ = ["Chosen", "Packed", "Rows", "Source", "row_width"]
+__all__ = ["Arranged", "Chosen", "Packed", "Rows", "Source", "is_live", "row_width"]
 
 _AFTER_RELU = {"identity": "relu", "relu": "relu", "affine": "affine_relu"}
 _FEW = 4  # channels that are not filled up: those of an image
@@ -67,6 +67,21 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
+class Arranged:
+    """A map or matrix that the model sees in another shape, such as [N, H, W, C], or
+    [N, groups, C / groups, H, W] on the way to another order of channels. Nothing is moved yet.
+
+    Attributes:
+        rows: where the values are.
+        places: int64, of the shape of one sample: which of the C * H * W values of `rows` stands
+            there; -1 is zero.
+    """
+
+    rows: Rows
+    places: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Chosen:
     """A selection as lists: ids [slots] and rowptr [positions + 1].
 
@@ -102,3 +117,9 @@ class Source(NamedTuple):
     shift: Tensor | None
     act: str
     size: tuple[int, int, int]
+
+
+def is_live(value: Any) -> bool:
+    """Whether a value, or a part of it, changes with the inputs."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return any(isinstance(part, (Rows, Packed, Chosen, Arranged)) for part in parts)

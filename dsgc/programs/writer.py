@@ -96,6 +96,25 @@ class Writer:
             *(source.view, made.view, table, area, skip, before, channels),
         )
 
+    def gather(
+        self, source: Rows, made: Rows, pixels: Tensor, skip: Tensor, channels: Tensor
+    ) -> None:
+        """Fill channel `c` of pixel `p` of `made` with channel `skip[p] + channels[c]` of pixel
+        `pixels[p]` of `source`; -1 among pixels or channels is zero.
+        """
+        padded = torch.full((made.width,), -1, dtype=torch.int32)
+        padded[: len(channels)] = channels
+        self.program.call(
+            families.moves(),
+            "gather_rows",
+            source.view,
+            made.view,
+            self.program.constant(pixels.to(torch.int32), "pixels"),
+            self.program.constant(skip.to(torch.int32), "skip"),
+            self.program.constant(padded, "channels"),
+            source.size[1] * source.size[2],
+        )
+
     def settle(self, rows: Rows) -> Rows:
         """The same map with nothing left to apply, and its row of zeros."""
         if rows.act == "identity" and rows.closed:

@@ -20,6 +20,7 @@ AVX2 = named_target("avx2")
 FAMILIES = (
     families.lists(), families.dense_search(), families.plain_convolution(), families.maps(),
     families.neuron(), families.rows(), families.elementwise(), families.skipping(),
+    families.grouped_convolution(), families.moves(), families.norms(),
     families.dense(16), families.linear(8), families.blocked(1), families.blocked(16),
     families.convolution(8, 16), families.convolution(1, 32), families.convolution(16, 1),
 )  # fmt: skip

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import dsgc
+from dsgc.programs.live import LiveProgram
 
-__all__ = ["Small", "exported", "make_sparse"]
+__all__ = ["Small", "assert_program_agrees", "exported", "make_sparse"]
 
 IMAGE = (3, 12, 12)
 
@@ -49,3 +50,13 @@ def exported(folder: Path, name: str = "small.dsgc") -> tuple[dsgc.SparseModule,
     torch.manual_seed(0)
     sparse = make_sparse(nn.Sequential(Small().features, Small().classifier))
     return sparse, dsgc.export(sparse, folder / name, torch.randn(4, *IMAGE))
+
+
+def assert_program_agrees(model: nn.Module, x: Tensor) -> None:
+    """The program of a dense model computes what the model does in eval mode, for the batch that it
+    was made for and for another one.
+    """
+    program = LiveProgram(fx.symbolic_trace(model.eval()), [x], [])
+    for given in (x, torch.cat((x, x.flip(0)))[1:]):
+        with torch.no_grad():
+            torch.testing.assert_close(program([given]), model(given), rtol=1e-4, atol=2e-5)

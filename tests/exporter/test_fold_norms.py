@@ -205,12 +205,11 @@ def test_search_and_module_stay_as_they_are() -> None:
     assert all(torch.equal(state[name], t) for name, t in sparse.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["no statistics", "overflow", "hook", "groups", "padding"])
+@pytest.mark.parametrize("kind", ["no statistics", "overflow", "hook", "padding"])
 def test_odd_norms_and_layers_are_left_alone(kind: str) -> None:
     conv = nn.Conv2d(
         *(16, 16, 3),
         padding=1,
-        groups=2 if kind == "groups" else 1,
         padding_mode="reflect" if kind == "padding" else "zeros",
     )
     norm = nn.BatchNorm2d(16, track_running_stats=kind != "no statistics")
@@ -222,6 +221,19 @@ def test_odd_norms_and_layers_are_left_alone(kind: str) -> None:
         conv.register_forward_hook(lambda module, inputs, made: made + 1)
     graph = lowered(before_a_sparse_layer(conv, norm, channels=16), torch.randn(2, 16, 8, 8))
     assert norms_in(fold_norms(graph)) == {"_1"}
+
+
+@pytest.mark.parametrize("groups", [2, 16])
+def test_a_norm_is_folded_into_a_convolution_in_groups(groups: int) -> None:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(16, 32, 3, padding=1, groups=groups), nn.BatchNorm2d(32)
+    assert norm.running_mean is not None
+    nn.init.normal_(norm.running_mean)
+    x = torch.randn(2, 16, 8, 8)
+    graph = lowered(before_a_sparse_layer(conv, norm, channels=32), x)
+    folded = fold_norms(graph)
+    assert norms_in(folded) == set()
+    torch.testing.assert_close(folded(x), graph(x), rtol=1e-4, atol=1e-5)
 
 
 @dataclass(frozen=True)

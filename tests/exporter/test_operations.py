@@ -30,6 +30,8 @@ class Around(nn.Module):
             [nn.ReflectionPad2d(1), nn.ZeroPad2d((1, 0, 2, 1)), nn.Upsample(scale_factor=2)]
         )
         self.second = nn.Conv2d(channels, 32, 3, padding=1)
+        self.norm = nn.BatchNorm1d(32)
+        self.unflatten = nn.Unflatten(1, (32, 1, 1))
         self.head = nn.Linear(32, 8)
         self.between = between
 
@@ -70,8 +72,23 @@ HELD: dict[str, tuple[Callable[[Any, Any], Any], int]] = {
     "replicated": (lambda m, x: F.pad(x, (1, 2, 0, 1), mode="replicate"), 32),
     "channels padded": (lambda m, x: F.pad(x, (0, 0, 0, 0, 3, 5)), 40),
     "modules": (lambda m, x: m.pads[2](m.pads[1](m.pads[0](x))), 32),
+    "channels backwards": (lambda m, x: x.flip(1), 32),
+    "averaged pixels": (
+        lambda m, x: F.interpolate(x[:, :, :, 1:], scale_factor=0.5, mode="bilinear"), 32,
+    ),
+    "from a gate": (lambda m, x: x.mean((2, 3), keepdim=True) - 0.5 * x, 32),
+    "a multiple on a gate": (
+        lambda m, x: torch.add(x.mean((2, 3), keepdim=True), x, alpha=3), 32,
+    ),
+    "from a number": (lambda m, x: torch.rsub(x, 2, alpha=0.5), 32),
+    "from another": (lambda m, x: torch.rsub(x, m.squeeze(x)), 32),
+    "added in place": (lambda m, x: m.squeeze(x).add_(x).sub_(1), 32),
+    "some of the parts": (lambda m, x: torch.cat(x.split(8, 1)[1:], 1), 24),
+    "the parts backwards": (lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1), 32),
+    "a part of the parts": (lambda m, x: x.chunk(2, 1)[0:1][0], 16),
+    "other names": (lambda m, x: torch.multiply(x, torch.subtract(x, 1)).divide(3), 32),
     "larger": (lambda m, x: F.interpolate(x, size=(9, 11), mode="nearest-exact"), 32),
-}
+}  # fmt: skip
 
 
 def sparse_of(between: Callable[[Any, Any], Any], channels: int) -> dsgc.SparseModule:
@@ -93,16 +110,15 @@ def test_an_artifact_computes_what_the_graph_does(name: str, tmp_path: Path) -> 
 
 REFUSED: dict[str, Callable[[Any, Any], Any]] = {
     "padded with a number": lambda m, x: F.pad(x, (1, 1, 1, 1), value=2.0),
-    "between pixels": lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-    "averaged pixels": lambda m, x: F.interpolate(
-        x[:, :, :, 1:], scale_factor=0.5, mode="bilinear"
+    "curves between pixels": lambda m, x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "averages of several": lambda m, x: F.interpolate(
+        x, size=(3, 3), mode="bilinear", antialias=True
     ),
     "averaged areas": lambda m, x: F.interpolate(x, size=(2, 7), mode="area"),
     "samples rolled": lambda m, x: x + x.roll(2, 0),
     "samples rolled, from behind": lambda m, x: x + x.roll(2, -4),
     "a number beyond float32": lambda m, x: F.relu6(x * 1e39),
     "a tiny divisor": lambda m, x: F.relu6(x / 1e-39),
-    "channels backwards": lambda m, x: x.flip(1),
     "samples backwards": lambda m, x: x.flip(0),
     "one over": lambda m, x: 1.0 / (x + 1.0),
     "a quotient": lambda m, x: x / (m.squeeze(x) ** 2 + 1.0),

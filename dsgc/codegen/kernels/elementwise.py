@@ -26,15 +26,43 @@ def _hardswish(v: Any) -> Any:
     return v * _between(v + T.float32(3), T.float32(0), T.float32(6)) / T.float32(6)
 
 
+def _gelu_tanh(v: Any) -> Any:
+    # (1 + tanh(u)) / 2 is sigmoid(2 u).
+    u = T.float32(0.7978845608028654) * (v + T.float32(0.044715) * v * v * v)
+    return v * _sigmoid(u + u)
+
+
+def _hardsigmoid(v: Any) -> Any:
+    return _between(v + T.float32(3), T.float32(0), T.float32(6)) / T.float32(6)
+
+
+def _mish(v: Any) -> Any:
+    # tanh(log(1 + e)) is n / (n + 2) with n = e * (e + 2); beyond 20 it is 1.
+    e = T.exp(T.Select(v > T.float32(20), T.float32(20), v))
+    n = e * (e + T.float32(2))
+    return v * n / (n + T.float32(2))
+
+
+def _softplus(v: Any, beta: Any, threshold: Any) -> Any:
+    t = v * beta
+    e = T.exp(T.Select(t > T.float32(0), -t, t))
+    bent = T.Select(t > T.float32(0), t, T.float32(0)) + T.log(T.float32(1) + e)
+    return T.Select(t > threshold, v, bent / beta)
+
+
 # By name, of a value and two parameters.
 FUNCTIONS: dict[str, Function] = {
     "bounds": _between,
     "elu": lambda v, a, b: T.Select(v > T.float32(0), v, a * (T.exp(v) - T.float32(1))),
     "gelu": lambda v, a, b: _gelu(v),
+    "gelu_tanh": lambda v, a, b: _gelu_tanh(v),
+    "hardsigmoid": lambda v, a, b: _hardsigmoid(v),
     "hardswish": lambda v, a, b: _hardswish(v),
     "leaky_relu": lambda v, a, b: T.Select(v > T.float32(0), v, a * v),
+    "mish": lambda v, a, b: _mish(v),
     "sigmoid": lambda v, a, b: _sigmoid(v),
     "silu": lambda v, a, b: v * _sigmoid(v),
+    "softplus": _softplus,
     "tanh": lambda v, a, b: T.tanh(v),
 }
 

@@ -38,14 +38,18 @@ def begin_sums(low, high, first, half, columns, tile):  # type: ignore[no-untype
 
 
 @T.macro
-def add_products(low, high, x, row, w, tap, depth, half, columns, tile):  # type: ignore[no-untyped-def]
-    """Adds what one tap gives: ``depth`` channels of every member's row times ``w[tap]``."""
+def add_products(low, high, x, row, w, tap, depth, half, columns, tile, first):  # type: ignore[no-untyped-def]
+    """Adds what one tap gives: ``depth`` channels of every member's row, from ``first`` on, times
+    ``w[tap]``.
+    """
     for k in T.serial(depth):
         for u in T.unroll(half):
             for v in T.vectorized(columns):
-                low[u, v] = low[u, v] + x[row[u], k] * w[tap, k, tile * columns + v]
+                low[u, v] = low[u, v] + x[row[u], first + k] * w[tap, k, tile * columns + v]
             for v in T.vectorized(columns):
-                high[u, v] = high[u, v] + x[row[half + u], k] * w[tap, k, tile * columns + v]
+                high[u, v] = (
+                    high[u, v] + x[row[half + u], first + k] * w[tap, k, tile * columns + v]
+                )
 
 
 @T.macro

@@ -188,7 +188,7 @@ def float_scores(b: int, members: int, columns: int) -> Any:
                 begin_sums(low, high, first, half, columns, tile)
                 for tap in T.serial(taps):
                     rows_at(row, table, tap, place, members, area, rows - 1)
-                    add_products(low, high, q, row, w, tap, depth, half, columns, tile)
+                    add_products(low, high, q, row, w, tap, depth, half, columns, tile, 0)
                 for u in T.unroll(half):
                     for side in T.unroll(2):
                         z = T.alloc_buffer((columns,), "float32")
