@@ -124,7 +124,7 @@ def _check_rounded(
 
 @settings(max_examples=60)
 @given(
-    case=convolutions(max_kernel=3), window=st.booleans(), depth=st.sampled_from((1, 5, 8)),
+    case=convolutions(max_kernel=3), window=st.booleans(), depth=st.sampled_from((1, 5, 8, 20, 90)),
     leading=st.booleans(), moved=st.booleans(),
 )  # fmt: skip
 def test_drs_scores(
