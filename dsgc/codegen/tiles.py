@@ -26,8 +26,7 @@ __all__ = [
     "suits_few_rows",
 ]
 
-VECTOR = 16  # lanes that kernels of the search and of sorting work on at a time; a projected row is
-# a whole number of these
+VECTOR = 16  # lanes that kernels of the search (whose rows are whole ones) and of sorting work on
 BITS = 32  # blocks of a word of a position's bitmask
 DENSE_BLOCK = 16  # channels into which a dense map is cut when packed kernels run on it
 PLAIN_COLUMNS = (64, 32, 16)  # outputs of a register tile of a dense convolution
