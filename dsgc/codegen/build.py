@@ -53,6 +53,8 @@ def write_object(family: Family, target: CpuTarget, path: Path) -> None:
 def build_library(family: Family, cache: KernelCache, target: CpuTarget | None = None) -> Path:
     """Path of the family's shared object, compiled if the cache does not hold it.
 
+    It is linked of the object file that `build_object` gives, which artifacts take as well.
+
     Args:
         family: what to compile.
         cache: where to look and to keep it.
@@ -63,9 +65,10 @@ def build_library(family: Family, cache: KernelCache, target: CpuTarget | None =
     """
 
     def build(path: Path) -> None:
-        made = compile_family(family, target or host_target())
         _require_linker()
-        made.export_library(str(path))
+        from tvm.support.cc import create_shared
+
+        create_shared(str(path), [str(build_object(family, cache, target))])
 
     return cache.get(kernels_key(family.name, target, family.files), build)
 
