@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dsgc.codegen import build, families
 from dsgc.codegen.cache import KernelCache, content_key, default_directory
 from dsgc.errors import KernelError
 
@@ -35,6 +36,19 @@ def test_builds_once(tmp_path: Path) -> None:
     assert first == second
     assert first.read_bytes() == b"library"
     assert len(built) == 1
+
+
+def test_artifacts_take_what_libraries_are_linked_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, family = KernelCache(tmp_path), families.norms()
+    build.build_library(family, cache)
+
+    def compiled_again(*_: object) -> None:
+        raise AssertionError("it is compiled again")
+
+    monkeypatch.setattr(build, "compile_family", compiled_again)
+    assert build.build_object(family, cache).read_bytes()[:4] == b"\x7fELF"
 
 
 def test_a_damaged_entry_is_built_again(tmp_path: Path) -> None:
