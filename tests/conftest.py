@@ -10,7 +10,7 @@ from hypothesis import settings
 
 # The first example of a test may compile kernels: time says nothing about right or wrong. The same
 # examples every time, so that a failure is a change; new ones: --hypothesis-profile=explore.
-settings.register_profile("dsgc", deadline=None, derandomize=True)
+settings.register_profile("dsgc", deadline=None, derandomize=True, max_examples=60)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("dsgc")
 
