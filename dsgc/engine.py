@@ -106,8 +106,8 @@ class Engine:
         """Run the model on the graphs for this call.
 
         Where no layer became sparse, or none is yet, there is nothing to gain from graphs: after
-        the first call, which leaves one to look at, the model runs as it is, and as a program where
-        most of its time would be spent between its layers.
+        the first call, which leaves one to look at, the model runs as it is. (Most calls of the
+        former go through `dense` and do not get here.)
         """
         before = self.seen, self.own_code
         try:
@@ -119,14 +119,10 @@ class Engine:
             raise
 
     def _run_somehow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        dense = self.dense
-        for_now = dense is not None or self.bank.dense_now
-        if self.last is None or self.profiled is not None or not for_now:
+        dense = self.dense is not None or self.bank.dense_now
+        if self.last is None or self.profiled is not None or not dense:
             return self.call_part("", args, kwargs)
-        found = None if dense is None else dense.program(self, args, kwargs)
-        if found is None:
-            return self.model(*args, **kwargs)
-        return self.inference.run(found, list(args))
+        return self.model(*args, **kwargs)
 
     def call_part(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the submodule `path`: as a graph, or by its own code around graphs."""

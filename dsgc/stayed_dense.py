@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StayedDense"]
 
-_TENSORS = {Tensor}
 _SMALL = 50_000_000  # multiply-adds of a call, up to which programs are faster
 
 
@@ -45,7 +44,7 @@ class StayedDense:
         """Whether a call can do without all that sparse layers need: a graph was left to look at,
         and the inputs are tensors with something in them.
         """
-        if engine.last is None or kwargs or set(map(type, args)) != _TENSORS:
+        if engine.last is None or not args or not has_only_tensors(args, kwargs):
             return False
         return all(map(Tensor.numel, args))
 
@@ -54,18 +53,14 @@ class StayedDense:
         me = get_ident()
         engine.gate.enter(me)
         try:
-            found = self.program(engine, args, {}) if self._may_be_small else None
+            found = self._program(engine, args) if self._may_be_small else None
             return engine.model(*args) if found is None else engine.inference.run(found, args)
         finally:
             engine.gate.leave(me)
 
-    def program(
-        self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> LiveProgram | None:
+    def _program(self, engine: Engine, args: tuple[Tensor, ...]) -> LiveProgram | None:
         """The program for a call; None where there is none, or where PyTorch is as fast."""
-        if engine.last is None or not self._may_be_small or engine.model.training:
-            return None
-        if not args or not has_only_tensors(args, kwargs):
+        if engine.last is None or engine.model.training:
             return None
         (program, ran_on), inputs = engine.last, list(args)
         # Multiply-adds are known for the shapes that layers were chosen for.
@@ -80,7 +75,7 @@ class StayedDense:
         if namespace is None or not engine.inference.is_wanted(inputs):
             return None
         try:
-            program, _ = engine.program("", args, kwargs)
+            program, _ = engine.program("", args, {})
         except TraceError:
             return None
         return engine.inference.program(program.lowered(namespace), inputs)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import dsgc
+import dsgc_runtime
 from dsgc.programs.live import LiveProgram
 
-__all__ = ["Small", "assert_program_agrees", "exported", "make_sparse"]
+__all__ = ["Small", "assert_all_agree", "assert_program_agrees", "exported", "make_sparse"]
 
 IMAGE = (3, 12, 12)
 
@@ -60,3 +61,19 @@ def assert_program_agrees(model: nn.Module, x: Tensor) -> None:
     for given in (x, torch.cat((x, x.flip(0)))[1:]):
         with torch.no_grad():
             torch.testing.assert_close(program([given]), model(given), rtol=1e-4, atol=2e-5)
+
+
+def assert_all_agree(sparse: dsgc.SparseModule, folder: Path, x: Tensor) -> None:
+    """Module, semantic graph and artifact compute the same, for the whole batch and for a sample.
+
+    `x` [N, ...] is the artifact's example as well.
+    """
+    model = dsgc_runtime.load(dsgc.export(sparse, folder / "model.dsgc", x))
+    for batch in (x.shape[0], 1):
+        with torch.no_grad():
+            live = sparse(x[:batch])
+            with sparse.hold_selection():
+                expected = sparse.semantic_graph(x[:batch])
+        torch.testing.assert_close(live, expected, rtol=1e-4, atol=1e-5)
+        found = torch.from_numpy(model(x[:batch].numpy()))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import dsgc
-import dsgc_runtime
-from tests.exporter.networks import assert_program_agrees, make_sparse
+from tests.exporter.networks import assert_all_agree, assert_program_agrees, make_sparse
 
 
 @settings(max_examples=40)
@@ -93,16 +92,7 @@ def test_grouped_networks_agree(shuffle: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sparse = make_sparse(Grouped(SHUFFLES[shuffle]))
     x = torch.randn(3, 3, 9, 11)
-    model = dsgc_runtime.load(dsgc.export(sparse, tmp_path / "model.dsgc", x))
-    for batch in (3, 1):
-        with torch.no_grad():
-            live = sparse(x[:batch])
-            with sparse.hold_selection():
-                expected = sparse.semantic_graph(x[:batch])
-        torch.testing.assert_close(live, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(
-            torch.from_numpy(model(x[:batch].numpy())), expected, rtol=1e-4, atol=1e-5
-        )
+    assert_all_agree(sparse, tmp_path, x)
 
 
 SHAPED: dict[str, Callable[[Tensor], Tensor]] = {

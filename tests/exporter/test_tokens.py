@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import dsgc
-import dsgc_runtime
 from dsgc.programs.live import LiveProgram
-from tests.exporter.networks import assert_program_agrees
+from tests.exporter.networks import assert_all_agree, assert_program_agrees
 
 
 class Blocks(nn.Module):
@@ -109,15 +108,7 @@ def test_an_artifact_holds_channels_last(tmp_path: Path) -> None:
     config = dsgc.SparsityConfig(0.5, rules={"2": 0.5, "5": 0.5}, block=8)
     sparse = dsgc.compile(model, config=config).eval()
     x = torch.randn(3, 3, 7, 8)
-    artifact = dsgc_runtime.load(dsgc.export(sparse, tmp_path / "model.dsgc", x))
-    for batch in (3, 1):
-        with torch.no_grad():
-            live = sparse(x[:batch])
-            with sparse.hold_selection():
-                expected = sparse.semantic_graph(x[:batch])
-        torch.testing.assert_close(live, expected, rtol=1e-4, atol=1e-5)
-        found = torch.from_numpy(artifact(x[:batch].numpy()))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_all_agree(sparse, tmp_path, x)
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
